@@ -1,0 +1,43 @@
+# make demo: draw digits.  make test: all checks.  make lab: open the notebooks.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lab readme docs digits box clean
+
+demo: .venv/.installed          ## draw 16 digits with the model in the box
+	$(BIN)/distsmooth demo --out out --n 16
+
+test: .venv/.dev                ## everything that must hold
+	$(BIN)/python scripts/check.py
+
+lab: .venv/.lab                 ## open the notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+readme docs: .venv/.dev         ## write README.md and the pages from the notebooks
+	$(BIN)/python scripts/readme_docs.py
+
+digits: .venv/.installed        ## pack the bundled digits anew, from MNIST in DISTSMOOTH_DATA
+	$(BIN)/python scripts/pack_digits.py
+
+box: .venv/.installed           ## train the bundled model anew
+	$(BIN)/python scripts/train_digits.py
+
+# one virtual environment; what is installed is remembered, so that a second call is quick
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distsmooth needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python settings.ini setup.py
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/.lab: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[lab]'
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv out _proc _docs _site_src build *.egg-info

@@ -1,0 +1,42 @@
+"""Everything that must hold: notebooks, package, README and tests say the same, and all of it runs. Ends with pytest."""
+import filecmp, os, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+
+ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
+os.environ |= {'MPLBACKEND': 'agg', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+
+def run(*command, cwd=ROOT): subprocess.run([str(BIN/command[0]), *map(str, command[1:])], cwd=cwd, check=True)
+
+def fresh_copy(tmp):
+    "What git would commit of the notebooks and the settings, in `tmp`"
+    for name in ('nbs', 'settings.ini', 'pyproject.toml'):
+        at = ROOT/name
+        (shutil.copytree if at.is_dir() else shutil.copy)(at, Path(tmp)/name, **({'ignore': shutil.ignore_patterns('.ipynb_checkpoints')} if at.is_dir() else {}))
+    return Path(tmp)
+
+def same(new, old, pattern):
+    "Fail unless both folders hold the same files of this pattern"
+    names = {p.relative_to(d).as_posix() for d in (new, old) for p in d.rglob(pattern) if '.ipynb_checkpoints' not in p.parts and 'pretrained' not in p.parts}
+    return [n for n in sorted(names) if not ((new/n).exists() and (old/n).exists() and filecmp.cmp(new/n, old/n, shallow=False))]
+
+def package_is_exported():
+    with tempfile.TemporaryDirectory() as tmp:
+        run('nbdev_export', cwd=fresh_copy(tmp))
+        if wrong := same(Path(tmp)/'distsmooth', ROOT/'distsmooth', '*.py'): sys.exit(f'not what the notebooks export (run nbdev_export): {wrong}')
+
+def notebooks_are_clean():
+    with tempfile.TemporaryDirectory() as tmp:
+        run('nbdev_clean', cwd=fresh_copy(tmp))
+        if wrong := same(Path(tmp)/'nbs', ROOT/'nbs', '*.ipynb'): sys.exit(f'not clean (run nbdev_clean): {wrong}')
+
+def readme_is_fresh(): run('python', 'scripts/readme_docs.py', '--check')
+def code_is_tidy(): run('python', '-m', 'pyflakes', *sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).glob('*.py')))
+def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing')
+def tests_pass(): run('python', '-m', 'pytest', '-q', '--durations=8', 'tests')
+
+for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, notebooks_run, tests_pass):
+    start = time.time()
+    print(f'== {step.__name__.replace("_", " ")}', flush=True)
+    try: step()
+    except subprocess.CalledProcessError as e: sys.exit(f'failed: {step.__name__.replace("_", " ")} (exit code {e.returncode})')
+    if step is not tests_pass: print(f'   {time.time()-start:.0f} s', flush=True)

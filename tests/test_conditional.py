@@ -1,0 +1,180 @@
+"Conditional models: the stacked net and the encoder, through one interface"
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from distsmooth.conditional import StackedPixelCNNpp
+from distsmooth.logistic import quantize
+from distsmooth.pixelcnn import PixelCNNpp
+
+CONFIG = dict(size=8, n_filters=4, n_resnet=1, n_mix=2, dropout=0.)
+
+def make(kind, channels=1, **kw):
+    torch.manual_seed(0)
+    args = {**CONFIG, 'channels': channels, **kw}
+    return (StackedPixelCNNpp(**args) if kind == 'stacked' else PixelCNNpp(**args, context_channels=channels)).double().eval()
+
+def rand(n=2, channels=1, size=(8, 8), seed=0):
+    return 0.5*torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+both = pytest.mark.parametrize('kind', ['stacked', 'encoder'])
+colours = pytest.mark.parametrize('channels', [1, 3])
+
+# what sees what
+
+@both
+@colours
+def test_causality_by_jacobian(kind, channels):
+    "Every output sees all of the context; of `x` just the pixels before it; and no other image of the batch"
+    net, H, W = make(kind, channels), 8, 8
+    x, c = rand(2, channels).requires_grad_(), rand(2, channels, seed=1).requires_grad_()
+    out = net(x, c)
+    weights = torch.randn(out.shape[1], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    seen = []
+    for i in range(H*W):
+        gx, gc = torch.autograd.grad((out[0, :, i//W, i % W]*weights).sum(), (x, c), retain_graph=True)
+        assert (gc[0].abs().amax(0) > 0).all(), f'output {i} misses a part of the context'
+        assert (gx[1] == 0).all() and (gc[1] == 0).all(), 'images of a batch must not mix'
+        flat = gx[0].abs().amax(0).flatten()
+        assert (flat[i:] == 0).all(), f'output {i} sees itself or later pixels'
+        seen.append(flat > 0)
+    seen = torch.stack(seen)
+    assert not seen[0].any() and seen[-1].any()
+    for i in range(1, H*W):
+        if i % W: assert seen[i, i-1], f'output {i} must see its left neighbour'
+        if i >= W: assert seen[i, i-W], f'output {i} must see the pixel above'
+    if channels == 3:  # every channel of a neighbour counts
+        gx, = torch.autograd.grad((out[0, :, 4, 4]*weights).sum(), x)
+        assert (gx[0, :, 4, 3] != 0).all()
+
+@both
+def test_log_prob_terms_do_not_look_ahead(kind):
+    "Changing a pixel changes its own term and later ones, and none before"
+    net, x, c = make(kind), rand(1), rand(1, seed=1)
+    terms = lambda x: net.mixture(net(x, c)).log_prob(x).flatten()
+    other = x.clone(); other[0, 0, 3, 5] += 0.1
+    change = (terms(other) - terms(x)).abs()
+    assert (change[:29] == 0).all() and change[29] > 0 and (change[30:] > 0).any()
+
+# parameters
+
+@both
+@colours
+@pytest.mark.parametrize('head', ['continuous', 'discretized'])
+def test_every_parameter_gets_a_gradient(kind, channels, head):
+    net = make(kind, channels, head=head)
+    net.log_prob(quantize(rand(3, channels)), rand(3, channels, seed=1)).sum().backward()
+    idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not idle
+
+def test_upper_half_is_not_scored():
+    net, x, c = make('stacked'), rand(), rand(seed=1)
+    out = net.net(torch.cat([c, x], 2))
+    grad, = torch.autograd.grad(net.mixture(out[:, :, 8:]).log_prob(x).sum(), out)
+    assert (grad[:, :, :8] == 0).all() and (grad[:, :, 8:].abs().amax(1) > 0).all()
+
+@pytest.mark.parametrize('size', [8, (4, 8), (12, 4)])
+@colours
+def test_stacked_is_the_tall_net_on_the_canvas(size, channels):
+    net = make('stacked', channels, size=size)
+    assert net.net.size == (2*net.size[0], net.size[1])
+    x, c = rand(2, channels, net.size), rand(2, channels, net.size, seed=1)
+    tall = net.net(torch.cat([c, x], 2))
+    assert_close(net(x, c), tall[:, :, net.size[0]:], rtol=0, atol=0)
+    terms = net.net.mixture(tall).log_prob(torch.cat([c, x], 2))
+    assert_close(net.log_prob(x, c), terms[:, net.size[0]:].flatten(1).sum(1))
+
+def test_tall_density_splits_into_context_and_image():
+    "log p(canvas) = log p(context) + log p(image | context), and the first part knows nothing of the image"
+    net, x, c = make('stacked'), rand(), rand(seed=1)
+    whole = net.net.log_prob(torch.cat([c, x], 2))
+    other = net.net.log_prob(torch.cat([c, x + 0.1], 2))
+    assert_close(whole - net.log_prob(x, c), other - net.log_prob(x + 0.1, c))
+
+# one interface
+
+@both
+@colours
+@pytest.mark.parametrize('head', ['continuous', 'discretized'])
+def test_one_interface(kind, channels, head):
+    net = make(kind, channels, head=head, size=4)
+    assert (net.channels, net.size, net.context_channels, net.head) == (channels, (4, 4), channels, head)
+    x, c = quantize(rand(3, channels, (4, 4))), rand(3, channels, (4, 4), seed=1)
+    assert net(x, c).shape == (3, net.n_out, 4, 4)
+    assert net.log_prob(x, c).shape == (3,)
+    sample = net.sample(context=c)
+    assert sample.shape == x.shape and torch.isfinite(sample).all()
+    if head == 'discretized': assert_close(sample, quantize(sample)); assert (net.log_prob(x, c) < 0).all()
+
+@both
+def test_same_uniforms_same_samples(kind):
+    net, c = make(kind, size=4), rand(3, 1, (4, 4))
+    u = net.uniforms(3, torch.Generator().manual_seed(0))
+    assert u.shape == (3, 2, 4, 4) and u.min() >= 0 and u.max() < 1
+    a, b = net.sample(uniforms=u, context=c), net.sample(uniforms=u, context=c)
+    assert_close(a, b, rtol=0, atol=0)
+    assert_close(a[:1], net.sample(uniforms=u[:1], context=c[:1]))                     # an image's sample is its own affair
+    assert (net.sample(uniforms=net.uniforms(3, torch.Generator().manual_seed(1)), context=c) - a).abs().max() > 1e-3
+    assert (net.sample(uniforms=u, context=c + 1) - a).abs().max() > 1e-6              # the context matters
+
+@both
+def test_samples_follow_the_model(kind):
+    "The first pixel's samples against the cdf of its own mixture (Kolmogorov-Smirnov)"
+    from scipy.stats import kstest
+    net = make(kind, size=4)
+    c = rand(1, 1, (4, 4)).expand(250, -1, -1, -1).contiguous()
+    x = net.sample(uniforms=net.uniforms(250, torch.Generator().manual_seed(0)), context=c)
+    with torch.no_grad(): u = net.mixture(net(x, c)).cdf(x)
+    for i, j in ((0, 0), (2, 1)): assert kstest(u[:, 0, i, j].numpy(), 'uniform').pvalue > 1e-3
+
+@both
+def test_dropout_and_labels(kind):
+    net, x, c = make(kind, dropout=0.5, n_classes=3, size=4), rand(2, 1, (4, 4)), rand(2, 1, (4, 4), seed=1)
+    label = torch.tensor([0, 2])
+    assert_close(net(x, c, label=label), net(x, c, label=label), rtol=0, atol=0)       # evaluating: no dropout
+    assert (net(x, c, label=label) - net(x, c, label=torch.tensor([1, 2])))[0].abs().max() > 0
+    assert_close(net(x, c, label=label)[1], net(x, c, label=torch.tensor([1, 2]))[1])
+    with pytest.raises(ValueError, match='label'): net(x, c)
+    net.train()
+    assert (net(x, c, label=label) - net(x, c, label=label)).abs().max() > 0
+    net.sample(context=c, label=label)
+    assert net.training                                                                # as it was
+
+@both
+def test_save_and_load(kind, tmp_path):
+    net, x, c = make(kind, size=4).float(), rand(2, 1, (4, 4)).float(), rand(2, 1, (4, 4), seed=1).float()
+    net.save_pretrained(tmp_path)
+    assert_close(type(net).from_pretrained(tmp_path).eval()(x, c), net(x, c), rtol=0, atol=0)
+
+# faults
+
+@both
+@pytest.mark.parametrize('context, error', [
+    (None, 'give it a context'),
+    (rand(2, 1, (8, 4)), r'context must be \(B, 1, 8, 8\), got \(2, 1, 8, 4\)'),
+    (rand(2, 3), r'context must be \(B, 1, 8, 8\)'),
+    (rand(2)[0], r'context must be \(B, 1, 8, 8\)'),
+    (rand(3), 'context'),
+    (rand(2)*math.nan, 'context holds NaN'),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 'context must be a float tensor')])
+def test_bad_contexts(kind, context, error):
+    net, x = make(kind), rand()
+    with pytest.raises((ValueError, TypeError), match=error): net.log_prob(x, context)
+    with pytest.raises((ValueError, TypeError), match=error): net.sample(uniforms=net.uniforms(2), context=context)
+
+def test_stacked_forward_names_a_bad_context():
+    net, x = make('stacked'), rand()
+    with pytest.raises(ValueError, match='give it a context'): net(x, None)
+    with pytest.raises(ValueError, match=r'context \(2, 1, 4, 8\) must have the shape of x \(2, 1, 8, 8\)'): net(x, rand(2, 1, (4, 8)))
+    with pytest.raises(ValueError, match='must have the shape of x'): net(x, rand(1))
+
+def test_unconditional_nets_refuse_a_context():
+    net = PixelCNNpp(**CONFIG).double()
+    with pytest.raises(ValueError, match='unconditional'): net.log_prob(rand(), rand())
+
+@pytest.mark.parametrize('size', [6, (6, 8), (8, 6)])
+@both
+def test_bad_sizes(kind, size):
+    with pytest.raises(ValueError, match='size must be divisible by 4'): make(kind, size=size)

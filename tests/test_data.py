@@ -1,0 +1,334 @@
+"Data sets, folders and toy densities: shapes, scales, splits, exactness and faults."
+import os
+import subprocess, sys
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from scipy import integrate, stats
+from torch.testing import assert_close
+from torchvision import datasets
+import distsmooth.data as data
+from distsmooth.data import (DIGITS, TOYS, Folder, Images, NarrowModes, Olympics, Pinwheel, Rings, celeba, data_root, load_dataset, load_toy, to_bytes, to_unit)
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+def png(path, h=20, w=30, seed=0, mode='RGB'):
+    "A small image file of random pixels; returns them"
+    shape = (h, w, 3) if mode == 'RGB' else (h, w)
+    pixels = np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+# --- the scale
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=50))
+def test_bytes_round_trip(levels):
+    b = torch.tensor(levels, dtype=torch.uint8)
+    x = to_unit(b)
+    assert x.dtype == torch.float32 and x.min() >= -1 and x.max() <= 1
+    assert torch.equal(to_bytes(x), b)
+
+def test_scale_is_linear_and_ends_at_the_ends():
+    x = to_unit(torch.arange(256, dtype=torch.uint8))
+    assert x[0] == -1 and x[255] == 1
+    assert_close(x.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), atol=1e-6, rtol=0)
+
+def test_scaling_twice_is_refused():
+    with pytest.raises(ValueError, match='uint8.*float32'): to_unit(to_unit(torch.zeros(3, dtype=torch.uint8)))
+
+# --- digits
+
+def test_digits_are_mnist():
+    for split, n in (('train', 10000), ('test', 2000)):
+        ds = load_dataset('digits', split)
+        assert len(ds) == n and ds.labels.bincount().tolist() == [n//10]*10
+        x, label = ds[0]
+        assert x.shape == (1, 28, 28) and x.dtype == torch.float32 and x.min() == -1 and x.max() == 1 and label.dtype == torch.int64
+    assert load_dataset('digits').labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4] # the well-known beginning of MNIST
+
+def test_train_and_test_digits_do_not_overlap():
+    flat = lambda split: {p.numpy().tobytes() for p in load_dataset('digits', split).pixels}
+    assert not flat('train') & flat('test')
+
+def test_digits_need_no_root_and_no_network(tmp_path):
+    code = ("import socket\ndef no(*a, **k): raise OSError('network')\nsocket.socket.connect = no\n"
+            "from distsmooth.data import load_dataset\nprint(load_dataset('digits', 'test'))")
+    env = {**os.environ, 'DISTSMOOTH_DATA': str(tmp_path/'nothing'), 'HOME': str(tmp_path)}
+    out = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert out.stdout.strip() == 'Images(2000 of (1, 28, 28))', out.stderr
+    assert not any(tmp_path.iterdir())
+
+def test_missing_digits_say_how_to_make_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, 'DIGITS', tmp_path/'digits.npz')
+    with pytest.raises(FileNotFoundError, match='pack_digits'): load_dataset('digits')
+
+def test_bundled_file_is_small(): assert DIGITS.stat().st_size < 3e6
+
+# --- Images
+
+@pytest.mark.parametrize('shape,channels', [((5, 4, 6), 1), ((5, 4, 6, 3), 3)])
+def test_images_layout(shape, channels):
+    pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
+    ds = Images(pixels, range(5))
+    assert len(ds) == 5 and ds[0][0].shape == (channels, 4, 6)
+    for c in range(channels):
+        assert torch.equal(ds.pixels[:, c], torch.tensor(pixels if channels == 1 else pixels[..., c]))
+    x, labels = ds[1:4]
+    assert labels.tolist() == [1, 2, 3]
+    assert torch.equal(x, torch.stack([ds[i][0] for i in (1, 2, 3)]))
+    assert torch.equal(ds.x, ds[:][0]) and torch.equal(ds[[4, 0]][0], ds.x[[4, 0]])
+
+@pytest.mark.parametrize('pixels,message', [(np.zeros((2, 3, 3)), 'uint8'), (np.zeros((3, 3), np.uint8), r'\(3, 3\)'), (np.zeros((3, 4, 4), np.uint8), '3 and 2')])
+def test_images_faults(pixels, message):
+    with pytest.raises(ValueError, match=message): Images(pixels, [0, 1])
+
+# --- where data sets are
+
+def test_data_root_order(monkeypatch, tmp_path):
+    monkeypatch.setenv('DISTSMOOTH_DATA', str(tmp_path/'env'))
+    assert data_root(tmp_path/'arg') == tmp_path/'arg' and data_root() == tmp_path/'env'
+    monkeypatch.delenv('DISTSMOOTH_DATA')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert data_root() == tmp_path/'.cache'/'distsmooth'
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10', 'celeba'])
+def test_missing_data_set_says_what_where_and_two_ways(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as e: load_dataset(name, 'test', root=tmp_path/'here')
+    text = str(e.value)
+    for part in (name, str(tmp_path/'here'), f"load_dataset('{name}', 'test', download=True)", 'DISTSMOOTH_DATA', "'digits'"): assert part in text
+    assert not (tmp_path/'here').exists()
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10'])
+def test_no_network_is_a_clear_error(name, tmp_path, monkeypatch):
+    for key in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'): monkeypatch.setenv(key, 'http://127.0.0.1:9') # a port where nobody listens
+    for key in ('no_proxy', 'NO_PROXY'): monkeypatch.delenv(key, raising=False)
+    with pytest.raises(FileNotFoundError, match='fetching them failed.*network'): load_dataset(name, root=tmp_path, download=True)
+
+def test_damaged_files_are_a_clear_error(tmp_path):
+    raw = tmp_path/'MNIST'/'raw'; raw.mkdir(parents=True)
+    for part in ('train', 't10k'):
+        for kind in ('images-idx3', 'labels-idx1'): (raw/f'{part}-{kind}-ubyte').write_bytes(b'half')
+    with pytest.raises(FileNotFoundError, match='damaged'): load_dataset('mnist', root=tmp_path)
+
+@pytest.mark.parametrize('name', ['digits', 'mnist', 'celeba', '.'])
+@pytest.mark.parametrize('split', ['valid', 'Train', None, 0])
+def test_wrong_split(name, split):
+    with pytest.raises(ValueError, match='split.*' + repr(split)): load_dataset(name, split)
+
+@pytest.mark.parametrize('name', ['imagenet', 'MNIST', '', '/no/such/folder', None, 3])
+def test_unknown_name(name):
+    with pytest.raises(ValueError, match='name must be one of'):
+        load_dataset(name if name != '' else '/no/such/folder/')
+
+@pytest.mark.parametrize('size', [0, -1, 2.5, None])
+def test_wrong_size(size, tmp_path):
+    png(tmp_path/'a.png')
+    with pytest.raises(ValueError, match='size'): load_dataset(tmp_path, size=size)
+
+# --- the real data sets, where there are any
+
+def real(name, split):
+    if not os.environ.get('DISTSMOOTH_DATA'): pytest.skip('set DISTSMOOTH_DATA to a folder with the real data sets to run this test')
+    try: return load_dataset(name, split)
+    except FileNotFoundError as e: pytest.skip(str(e))
+
+@pytest.mark.parametrize('name,shape,n', [('mnist', (1, 28, 28), (60000, 10000)), ('fashion_mnist', (1, 28, 28), (60000, 10000)), ('cifar10', (3, 32, 32), (50000, 10000))])
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_real_data_sets(name, shape, n, split):
+    ds = real(name, split)
+    assert len(ds) == n[split == 'test']
+    x, labels = ds[:100]
+    assert x.shape == (100, *shape) and x.dtype == torch.float32 and -1 <= x.min() < -.5 and .5 < x.max() <= 1
+    assert sorted(ds.labels.unique().tolist()) == list(range(10))
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_digits_are_the_first_of_each_class(split):
+    ds, digits = real('mnist', split), load_dataset('digits', split)
+    for c in range(10):
+        mine = digits.pixels[digits.labels == c]
+        assert torch.equal(mine, ds.pixels[ds.labels == c][:len(mine)])
+
+def test_real_celeba():
+    ds = real('celeba', 'test')
+    assert len(ds) == int(202599*.8) - int(202599*.7) and ds[0][0].shape == (3, 32, 32)
+
+# --- CelebA's path, on a small folder laid out as torchvision wants it
+
+@pytest.fixture
+def fake_celeba(tmp_path, monkeypatch):
+    "Ten images and torchvision's lists; its md5 sums cannot match, so that check is left out"
+    base, n = tmp_path/'celeba', 10
+    names = [f'{i:06d}.jpg' for i in range(1, n + 1)]
+    photos = [png((base/'img_align_celeba'/name).with_suffix('.png'), 218, 178, seed=i) for i, name in enumerate(names)]
+    for name in names: (base/'img_align_celeba'/name).with_suffix('.png').rename(base/'img_align_celeba'/name) # lossless, whatever the suffix says
+    lines = lambda row: '\n'.join(f'{name} {row}' for name in names)
+    (base/'list_eval_partition.txt').write_text(lines('0'))
+    (base/'identity_CelebA.txt').write_text(lines('7'))
+    for file, columns in (('list_bbox_celeba.txt', 4), ('list_landmarks_align_celeba.txt', 10), ('list_attr_celeba.txt', 40)):
+        (base/file).write_text(f'{n}\n{" ".join(f"c{i}" for i in range(columns))}\n' + lines(' '.join(['1']*columns)))
+    monkeypatch.setattr(datasets.CelebA, '_check_integrity', lambda self: True)
+    return tmp_path, photos
+
+def test_celeba_crop_resize_and_split(fake_celeba):
+    root, photos = fake_celeba
+    train, test = (load_dataset('celeba', split, root=root) for split in ('train', 'test'))
+    assert (len(train), len(test)) == (7, 1)
+    order = list(range(10)); np.random.RandomState(2019).shuffle(order)
+    for i, j in enumerate(order[:8]):
+        x, attributes = train[i] if i < 7 else test[0]
+        reference = Image.fromarray(photos[j]).crop((19, 39, 159, 179)).resize((32, 32), Image.BILINEAR)
+        assert_close(x, to_unit(torch.tensor(np.array(reference)).permute(2, 0, 1)))
+        assert attributes.shape == (40,)
+    assert celeba(root, 'test', size=64)[0][0].shape == (3, 64, 64)
+    with pytest.raises(ValueError, match='split'): celeba(root, 'all')
+
+@given(st.integers(10, 3000))
+def test_celeba_split_is_disjoint(n):
+    a, b = data._celeba_split(n, 'train'), data._celeba_split(n, 'test')
+    assert len(a) == int(n*.7) and len(b) == int(n*.8) - int(n*.7) and not set(a) & set(b)
+
+# --- folders
+
+def test_folder_is_cropped_resized_and_scaled(tmp_path):
+    pixels = png(tmp_path/'wide.png', 20, 30)
+    x, label = load_dataset(tmp_path, size=20)[0]
+    assert label == 0 and x.dtype == torch.float32
+    assert torch.equal(to_bytes(x), torch.tensor(pixels[:, 5:25]).permute(2, 0, 1))
+    assert load_dataset(str(tmp_path), size=8)[0][0].shape == (3, 8, 8)
+
+@pytest.mark.parametrize('n', [1, 9, 10, 25])
+def test_folder_split(tmp_path, n):
+    for i in range(n): png(tmp_path/f'{i:03d}'/'a.png', 4, 4, seed=i)
+    train, test = Folder(tmp_path, 'train', 4), Folder(tmp_path, 'test', 4)
+    if n < 10: assert train.files == test.files and len(train) == n
+    else:
+        assert len(test) == n//10 and len(train) + len(test) == n and not set(train.files) & set(test.files)
+
+def test_folder_takes_all_kinds_of_files(tmp_path):
+    for kind in ('png', 'JPG', 'bmp', 'gif', 'webp', 'tiff'): png(tmp_path/f'a.{kind}')
+    png(tmp_path/'sub'/'grey.png', mode='L'); (tmp_path/'notes.txt').write_text('not an image')
+    Image.new('RGBA', (9, 9), (255, 0, 0, 128)).save(tmp_path/'clear.png')
+    ds = Folder(tmp_path, size=8)
+    assert len(ds) == 8
+    for x, _ in (ds[i] for i in range(8)): assert x.shape == (3, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
+
+def test_folder_faults(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no images below'): load_dataset(tmp_path)
+    (tmp_path/'broken.png').write_bytes(b'\x89PNG\r\n half')
+    with pytest.raises(ValueError, match='cannot read the image .*broken.png'): load_dataset(tmp_path)[0]
+    with pytest.raises(FileNotFoundError, match='no folder at'): Folder(tmp_path/'nowhere')
+
+def test_folder_of_a_data_sets_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+    png(tmp_path/'digits'/'a.png')
+    assert len(load_dataset('digits', 'test')) == 2000
+    assert len(load_dataset(Path('digits'))) == len(load_dataset('./digits')) == 1
+
+# --- toy densities
+
+ALL = [NarrowModes(), NarrowModes([0., .5], .1, [1, 3]), Rings(), Rings((.5,), .2), Olympics(), Olympics(.2, .08), Pinwheel(), Pinwheel(3, -6., .4, .2, .1), Pinwheel(arms=1, twist=0.)]
+PLANE = [t for t in ALL if t.dims == 2]
+name = lambda t: repr(t)
+
+def on_plane(toy, n=701, lim=1.9):
+    axis = np.linspace(-lim, lim, n)
+    return axis, toy.density(np.stack(np.meshgrid(axis, axis, indexing='ij'), -1))
+
+@pytest.mark.parametrize('toy', [t for t in ALL if t.dims == 1], ids=name)
+def test_line_integrates_to_one_and_samples_fit(toy):
+    total, _ = integrate.quad(toy.density, -3, 3, points=toy.centres.tolist(), limit=300)
+    assert abs(total - 1) < 1e-8
+    cdf = lambda x: sum(w*stats.norm.cdf(x, c, toy.width) for w, c in zip(toy.weights.tolist(), toy.centres.tolist()))
+    assert stats.kstest(toy.sample(5000, gen()).double().numpy()[:, 0], cdf).pvalue > .01
+
+@pytest.mark.parametrize('toy', PLANE, ids=name)
+def test_plane_integrates_to_one(toy):
+    axis, p = on_plane(toy)
+    assert abs(integrate.simpson(integrate.simpson(p, x=axis), x=axis) - 1) < 1e-6
+
+@pytest.mark.parametrize('toy', PLANE, ids=name)
+def test_plane_samples_fit(toy):
+    "Chi-square of the counts in 100 cells against the integral of the density"
+    axis, p = on_plane(toy)
+    cells = p[:-1, :-1].reshape(10, 70, 10, 70).sum((1, 3))*(axis[1] - axis[0])**2 # the density is smooth on the grid: plain sums
+    edges = axis[::70]
+    shift = (axis[1] - axis[0])/2
+    counts, *_ = np.histogram2d(*toy.sample(20000, gen(1)).double().numpy().T, bins=[edges - shift, edges - shift])
+    keep = cells*20000 > 10
+    chi2 = ((counts - 20000*cells)[keep]**2/(20000*cells)[keep]).sum()
+    assert cells[keep].sum() > .99 and stats.chi2.sf(chi2, keep.sum()) > 1e-3
+
+@pytest.mark.parametrize('toy', ALL, ids=name)
+def test_toy_contract(toy):
+    a, b = toy.sample(50, gen(3)), toy.sample(50, gen(3))
+    assert torch.equal(a, b) and a.shape == (50, toy.dims) and a.dtype == torch.float32
+    assert not torch.equal(a, toy.sample(50, gen(4)))
+    log_p = toy.log_prob(a.double())
+    assert log_p.shape == (50,) and log_p.dtype == torch.float64 and log_p.isfinite().all()
+    assert toy.log_prob(a).dtype == torch.float32
+    assert_close(torch.tensor(toy.density(a.numpy())).flatten(), log_p.exp())
+
+@pytest.mark.parametrize('toy', ALL, ids=name)
+def test_toy_score_is_the_gradient(toy):
+    x = toy.sample(20, gen()).double()*1.01
+    assert torch.autograd.gradcheck(lambda x: toy.log_prob(x), x.requires_grad_(), eps=1e-7, atol=1e-2, rtol=1e-3)
+
+@pytest.mark.parametrize('toy', PLANE, ids=name)
+def test_finite_at_the_centre_and_far_away(toy):
+    x = torch.tensor([[0., 0.], [50., -70.]], dtype=torch.float64, requires_grad=True)
+    log_p = toy.log_prob(x)
+    score, = torch.autograd.grad(log_p.sum(), x)
+    assert log_p.isfinite().all() and score.isfinite().all() and log_p[1] < -1000
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(.02, .3), st.floats(.2, .9))
+def test_ring_is_a_blurred_circle(width, radius):
+    "Against the integral around the circle"
+    toy, point = Rings((radius,), width), np.array([.4, -.3])
+    around = lambda a: stats.multivariate_normal.pdf(point - radius*np.array([np.cos(a), np.sin(a)]), [0, 0], width**2)/(2*np.pi)
+    exact, _ = integrate.quad(around, -np.pi, np.pi, points=[np.arctan2(-.3, .4)], epsabs=1e-13, limit=200)
+    assert_close(float(toy.density(point)), exact, rtol=1e-6, atol=1e-10)
+
+def test_no_twist_is_a_plain_mixture():
+    toy, x = Pinwheel(4, 0., .5, .2, .1), torch.randn(30, 2, dtype=torch.float64, generator=gen())
+    D, parts = torch.distributions, []
+    for k in range(4):
+        along = torch.tensor([np.cos(np.pi*k/2), np.sin(np.pi*k/2)]); across = torch.tensor([-along[1], along[0]])
+        cov = .2**2*torch.outer(along, along) + .1**2*torch.outer(across, across)
+        parts.append(D.MultivariateNormal(.5*along, cov).log_prob(x))
+    assert_close(toy.log_prob(x), torch.logsumexp(torch.stack(parts), 0) - np.log(4))
+
+@pytest.mark.parametrize('toy', [t for t in ALL if not isinstance(t, Pinwheel)], ids=name)
+def test_smoothed_toy_is_the_convolution(toy):
+    "Mean of the density over many noises, at a few points"
+    wide, x = toy.smoothed(.2), toy.sample(5, gen(5)).double()
+    noise = .2*torch.randn(40000, toy.dims, dtype=torch.float64, generator=gen(6))
+    for point in x:
+        p = torch.tensor(toy.density((point - noise).numpy())).flatten()
+        error = p.std()/200
+        assert abs(p.mean() - wide.log_prob(point[None]).exp()[0]) < 5*error + 1e-9
+    assert toy.width != wide.width and wide.smoothed(0.).width == wide.width
+
+def test_toy_faults():
+    with pytest.raises(ValueError, match="'moons'"): load_toy('moons')
+    with pytest.raises(ValueError, match='Pinwheel'): Pinwheel().smoothed(.1)
+    for sigma in (-.1, float('nan'), float('inf'), 'a'):
+        with pytest.raises(ValueError, match='sigma'): Rings().smoothed(sigma)
+    for toy, bad in ((Rings(), torch.zeros(3)), (Rings(), torch.zeros(3, 1)), (NarrowModes(), torch.zeros(3, 2))):
+        with pytest.raises(ValueError, match='points must be'): toy.log_prob(bad)
+    for n in (0, -1, 2.5):
+        with pytest.raises(ValueError, match='n must be'): Rings().sample(n)
+
+@pytest.mark.parametrize('make,word', [(lambda v: NarrowModes(width=v), 'width'), (lambda v: NarrowModes([0.], weights=[v]), 'weights'), (lambda v: Rings((.3, v)), 'radii'),
+    (lambda v: Rings(width=v), 'width'), (lambda v: Olympics(v), 'radius'), (lambda v: Pinwheel(length=v), 'length'), (lambda v: Pinwheel(width=v), 'width')])
+@pytest.mark.parametrize('value', [0., -1., float('nan'), float('inf')])
+def test_toy_parameters(make, word, value):
+    with pytest.raises(ValueError, match=word): make(value)
+
+def test_all_toys_by_name():
+    assert {type(load_toy(name)) for name in TOYS} == {NarrowModes, Rings, Olympics, Pinwheel}
+    assert load_toy('rings', width=.01).width == .01

@@ -1,0 +1,218 @@
+"Single-step denoising: against closed forms, finite differences and the exact density of a finite data set"
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.testing import assert_close
+
+from distsmooth.denoising import SmoothedDataset, score_of, single_step
+from distsmooth.made import MADE
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.smoothing import GaussianKernel
+
+def rand(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+class GaussianChain:
+    "An exact autoregressive model of `N(0, cov)`"
+    def __init__(self, cov): self.L = torch.linalg.cholesky(cov)
+    def __call__(self, x): return x - torch.linalg.solve_triangular(self.L, x[..., None], upper=False)[..., 0]*self.L.diagonal()
+    def mixture(self, params): return torch.distributions.Normal(params, self.L.diagonal())
+    def log_prob(self, x): return self.mixture(self(x)).log_prob(x).sum(-1)
+
+def some_cov(n, seed=0):
+    a = rand(n, n, seed=seed)
+    return a@a.T/n + 0.1*torch.eye(n, dtype=torch.float64)
+
+def tiny(channels=1, **kw):
+    torch.manual_seed(0)
+    return PixelCNNpp(channels, size=4, n_filters=4, n_resnet=1, n_mix=2, **{'dropout': 0., **kw}).double().eval()
+
+# the joint score is Tweedie's posterior mean
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 6), sigma=st.floats(0.1, 2), seed=st.integers(0, 1000))
+def test_joint_step_is_the_posterior_mean_of_gaussian_data(n, sigma, seed):
+    cov, x = some_cov(n, seed), rand(3, n, seed=seed+1)
+    q = cov + sigma**2*torch.eye(n, dtype=torch.float64)
+    assert_close(single_step(GaussianChain(q), x, sigma), torch.linalg.solve(q, x.T).T@cov)
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 5), sigma=st.floats(0.1, 2), seed=st.integers(0, 1000))
+def test_local_step_is_the_posterior_mean_given_the_past(n, sigma, seed):
+    cov, x = some_cov(n, seed), rand(3, n, seed=seed+1)
+    q = cov + sigma**2*torch.eye(n, dtype=torch.float64)
+    seen = [torch.linalg.solve(q[:i+1, :i+1], x[:, :i+1].T).T@cov[:i+1, i] for i in range(n)]
+    assert_close(single_step(GaussianChain(q), x, sigma, 'local'), torch.stack(seen, 1))
+
+@pytest.mark.parametrize('shape', [(1,), (5,), (1, 4, 3), (3, 2, 2)])
+@pytest.mark.parametrize('sigma', [0.05, 0.4, 2.])
+def test_single_step_on_a_data_set_is_its_posterior_mean(shape, sigma):
+    exact, x = SmoothedDataset(rand(7, *shape), sigma), rand(4, *shape, seed=1)
+    out = single_step(exact, x, sigma)
+    assert out.shape == x.shape
+    assert_close(out, exact.denoise(x))
+
+def test_scores_differ_but_for_the_last_pixel():
+    chain, x = GaussianChain(some_cov(4)), rand(5, 4, seed=3)
+    joint, local = score_of(chain, x), score_of(chain, x, 'local')
+    assert_close(joint[:, -1], local[:, -1])
+    assert ((joint - local)[:, :-1].abs().amax(0) > 1e-2).all()
+
+def test_scores_agree_without_correlation():
+    chain, x = GaussianChain(torch.eye(4, dtype=torch.float64)*2), rand(5, 4)
+    assert_close(score_of(chain, x), score_of(chain, x, 'local'))
+    assert_close(score_of(chain, x), -x/2)
+
+# networks: finite differences
+
+def slopes(f, x, h=1e-6):
+    "Central differences of `f` (a number) in every value of `x`"
+    out = torch.empty_like(x)
+    for i in range(x.numel()):
+        e = torch.zeros(x.numel(), dtype=x.dtype); e[i] = h
+        e = e.view_as(x)
+        out.view(-1)[i] = (f(x + e) - f(x - e))/(2*h)
+    return out
+
+@pytest.mark.parametrize('model', [tiny(), tiny(3), MADE((2, 3), (16,), 2).double()], ids=['grey', 'colour', 'made'])
+def test_network_scores_match_finite_differences(model):
+    x = 0.5*rand(1, model.channels, *model.size, seed=2)
+    with torch.no_grad():
+        params = model(x)
+        joint = slopes(lambda t: model.log_prob(t).item(), x)
+        local = slopes(lambda t: model.mixture(params).log_prob(t).sum().item(), x)
+    assert_close(score_of(model, x), joint, atol=1e-6, rtol=1e-5)
+    assert_close(score_of(model, x, 'local'), local, atol=1e-6, rtol=1e-5)
+    assert (joint - local).abs().max() > 1e-4
+    assert_close((joint - local)[..., -1, -1], torch.zeros(1, model.channels, dtype=x.dtype), atol=1e-6, rtol=0)
+
+def test_context_reaches_the_score():
+    model, x = tiny(context_channels=1), rand(2, 1, 4, 4)
+    a, b = (single_step(model, x, 0.5, context=rand(2, 1, 4, 4, seed=s)) for s in (1, 2))
+    assert (a - b).abs().max() > 1e-8
+    with pytest.raises(ValueError, match='context'): single_step(model, x, 0.5)
+
+def test_images_of_a_batch_do_not_mix():
+    model, x = tiny(), rand(3, 1, 4, 4)
+    for score in ('joint', 'local'):
+        assert_close(single_step(model, x, 0.5, score), torch.cat([single_step(model, one[None], 0.5, score) for one in x]))
+
+def test_it_leaves_everything_as_it_was():
+    model, x = tiny(dropout=0.5).train(), rand(2, 1, 4, 4)
+    before = x.clone()
+    with torch.no_grad(): a, b = single_step(model, x, 0.5), single_step(model, x, 0.5)
+    assert_close(a, b, rtol=0, atol=0)          # no dropout inside
+    assert model.training and not a.requires_grad and not x.requires_grad
+    assert_close(x, before, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError): single_step(model, x, 0.5, context=x)
+    assert model.training                        # also after an error
+
+def test_it_works_in_inference_mode():
+    model, x = tiny(), rand(2, 1, 4, 4)
+    with torch.inference_mode(): out = single_step(model, x + 0, 0.5)
+    assert_close(out.clone(), single_step(model, x, 0.5))
+
+# the exact density
+
+def test_density_integrates_to_one():
+    grid = torch.linspace(-6, 6, 301, dtype=torch.float64)
+    at = torch.stack(torch.meshgrid(grid, grid, indexing='ij'), -1).view(-1, 2)
+    p = SmoothedDataset(rand(5, 2), 0.5).log_prob(at).exp().view(301, 301)
+    assert_close(torch.trapezoid(torch.trapezoid(p, grid), grid), torch.tensor(1., dtype=torch.float64), atol=1e-6, rtol=0)
+
+def test_density_against_torch_distributions():
+    x, at = rand(6, 3), rand(9, 3, seed=1)
+    each = torch.distributions.Independent(torch.distributions.Normal(x, 0.3), 1)
+    mix = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(6, dtype=torch.float64)), each)
+    assert_close(SmoothedDataset(x, 0.3).log_prob(at), mix.log_prob(at))
+
+def test_one_point_is_the_kernel():
+    x, at = rand(1, 1, 4, 4), rand(3, 1, 4, 4, seed=1)
+    exact = SmoothedDataset(x, 0.4)
+    assert_close(exact.log_prob(at), GaussianKernel(0.4).log_prob(at, x.expand_as(at)))
+    for score in ('joint', 'local'): assert_close(exact.denoise(at, score), x.expand_as(at))
+
+@pytest.mark.parametrize('shape', [(4,), (1, 2, 3), (3, 2, 2)])
+def test_exact_local_form_is_the_slope_of_own_terms(shape):
+    sigma, exact, at = 0.7, SmoothedDataset(rand(5, *shape), 0.7), rand(1, *shape, seed=1)
+    C = shape[0] if len(shape) == 3 else 1
+    n = at.numel()//C
+    pixels = lambda x: x.reshape(len(x), C, n).transpose(1, 2).flatten(1)        # a pixel's channels side by side
+    data, x = pixels(exact.x), pixels(at).requires_grad_()
+    prefix = lambda k: SmoothedDataset(data[:, :C*k], sigma).log_prob(x[:, :C*k])[0] if k else 0.
+    own = [torch.autograd.grad(prefix(i+1) - prefix(i), x)[0][0, C*i:C*i+C] for i in range(n)]
+    want = (x.detach() + sigma**2*torch.cat(own)).view(1, n, C).transpose(1, 2).reshape(at.shape)
+    assert_close(exact.denoise(at, 'local'), want)
+    last = (..., -1, -1) if len(shape) == 3 else (..., -1)
+    assert_close(exact.denoise(at, 'local')[last], exact.denoise(at)[last])
+
+@settings(max_examples=30, deadline=None)
+@given(sigma=st.floats(0.01, 3), seed=st.integers(0, 1000))
+def test_posterior_mean_stays_within_the_data(sigma, seed):
+    data, at = rand(5, 3, seed=seed), 5*rand(4, 3, seed=seed+1)
+    for score in ('joint', 'local'):
+        out = SmoothedDataset(data, sigma).denoise(at, score)
+        assert (out <= data.amax(0) + 1e-9).all() and (out >= data.amin(0) - 1e-9).all()
+
+def test_limits_of_sigma():
+    data, at = rand(6, 3), rand(4, 3, seed=1)
+    nearest = data[torch.cdist(at, data).argmin(1)]
+    assert_close(SmoothedDataset(data, 1e-3).denoise(at), nearest)
+    assert_close(SmoothedDataset(data, 1e4).denoise(at), data.mean(0).expand_as(at), atol=1e-6, rtol=0)
+
+def test_small_sigma_is_exact_in_single_precision():
+    "Distances by `a*a - 2*a*b + b*b` fail this"
+    data = torch.stack([torch.ones(784), torch.ones(784) + 1e-3])
+    out = SmoothedDataset(data, 0.01).denoise(data[:1] + 2e-4)
+    double = SmoothedDataset(data.double(), 0.01).denoise(data[:1].double() + 2e-4)
+    assert_close(out.double(), double, atol=2e-5, rtol=0)
+
+def test_no_estimate_beats_the_posterior_mean():
+    gen, data = torch.Generator().manual_seed(0), rand(4, 2)
+    x = data[torch.randint(4, (20000,), generator=gen)]
+    noisy = GaussianKernel(0.6).sample(x, gen)
+    exact = SmoothedDataset(data, 0.6)
+    error = lambda out: ((out - x)**2).mean().item()
+    mean, local = exact.denoise(noisy), single_step(exact, noisy, 0.6)
+    assert_close(mean, local)
+    nearest = data[torch.cdist(noisy, data).argmin(1)]
+    for other in (noisy, nearest, 1.1*mean, exact.denoise(noisy[:2000], 'local')):
+        assert error(mean) < error(other) if len(other) == len(x) else ((mean[:2000] - x[:2000])**2).mean() < ((other - x[:2000])**2).mean()
+
+# faults
+
+@pytest.mark.parametrize('sigma', [0, -1., math.nan, math.inf, None, '0.5'])
+def test_bad_sigma(sigma):
+    with pytest.raises(ValueError, match='sigma must be a finite number above 0'): single_step(tiny(), rand(1, 1, 4, 4), sigma)
+    with pytest.raises(ValueError, match='sigma'): SmoothedDataset(rand(2, 2), sigma)
+
+@pytest.mark.parametrize('score', ['', 'Joint', None, 1])
+def test_bad_score(score):
+    with pytest.raises(ValueError, match="score must be 'joint' or 'local', got"): single_step(tiny(), rand(1, 1, 4, 4), 0.5, score)
+    with pytest.raises(ValueError, match="score must be 'joint' or 'local', got"): SmoothedDataset(rand(2, 2), 0.5).denoise(rand(1, 2), score)
+
+@pytest.mark.parametrize('score', ['joint', 'local'])
+@pytest.mark.parametrize('x, error', [
+    (rand(1, 1, 4, 3), r'x_noisy must be \(B, 1, 4, 4\), got \(1, 1, 4, 3\)'),
+    (rand(1, 3, 4, 4), r'x_noisy must be \(B, 1, 4, 4\)'),
+    (rand(1, 4, 4), r'x_noisy must be \(B, 1, 4, 4\)'),
+    (rand(1, 1, 4, 4)*math.nan, 'x_noisy holds NaN or infinite'),
+    (rand(1, 1, 4, 4)/0, 'x_noisy holds NaN or infinite'),
+    (torch.zeros(1, 1, 4, 4, dtype=torch.int64), 'x_noisy must be a float tensor'),
+    (None, 'x_noisy must be a float tensor')])
+def test_bad_x_noisy(x, error, score):
+    with pytest.raises((ValueError, TypeError), match=error): single_step(tiny(), x, 0.5, score)
+
+def test_bad_models():
+    with pytest.raises(ValueError, match="head='discretized'"): single_step(tiny(head='discretized'), rand(1, 1, 4, 4), 0.5)
+    with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
+
+def test_bad_data_sets():
+    for x in (rand(0, 2), torch.zeros(2, 2, dtype=torch.int64), rand(3), [[1., 2.]]):
+        with pytest.raises(ValueError, match='x must be a float tensor'): SmoothedDataset(x, 0.5)
+    with pytest.raises(ValueError, match='x holds NaN'): SmoothedDataset(rand(2, 2)*math.nan, 0.5)
+    for at, error in ((rand(1, 3), r'x_noisy must be \(B, 2\)'), (rand(2), 'x_noisy must be'), (rand(1, 2)*math.nan, 'x_noisy holds NaN')):
+        for call in (lambda e: e.log_prob(at), lambda e: e.denoise(at), lambda e: e.denoise(at, 'local')):
+            with pytest.raises(ValueError, match=error): call(SmoothedDataset(rand(2, 2), 0.5))

@@ -1,0 +1,412 @@
+"Causality by Jacobian in float64 for every layer, gradients, initialisation, MADE masks, faults"
+import copy
+from functools import partial
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.testing import assert_close
+from distsmooth.masked import (GatedResidual, MaskedConv2d, MaskedLinear, ShiftedConv2d, ShiftedConvTranspose2d, causal_mask, concat_elu,
+                               data_dependent_init, made_masks, pointwise, shift_padding)
+
+SIZES = [(4, 4), (6, 4), (4, 8)]
+DIRECTIONS = ['down', 'right']
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(0)
+
+def jacobian(net, c, size):
+    "(P, H', W', C, H, W) of absolute gradients, and a check that no image of a batch sees another"
+    net = copy.deepcopy(net).double().eval()
+    x = torch.randn(2, c, *size, dtype=torch.float64)
+    j = torch.autograd.functional.jacobian(net, x, vectorize=True).abs()
+    assert not j[0, :, :, :, 1].any() and not j[1, :, :, :, 0].any()
+    return (j[0, :, :, :, 0] + j[1, :, :, :, 1])
+
+def sees(net, c, size):
+    "Boolean (H', W', H, W): which input pixels reach which output pixels, by any channel"
+    return jacobian(net, c, size).amax((0, 3)) > 0
+
+def window(size, rows, cols, stride=1):
+    "Boolean (H', W', H, W): true where the input lies at an offset in `rows` and `cols` of stride times the output"
+    h, w = size
+    i, j = torch.arange(0, h, stride), torch.arange(0, w, stride)
+    dr, dc = torch.arange(h) - i[:, None], torch.arange(w) - j[:, None]
+    row, col = (dr >= rows[0]) & (dr <= rows[1]), (dc >= cols[0]) & (dc <= cols[1])
+    return row[:, None, :, None] & col[None, :, None, :]
+
+def raster_past(size, own=False):
+    "Boolean (H, W, H, W): true where the input comes before the output in raster order"
+    h, w = size
+    return torch.ones(h*w, h*w).tril(0 if own else -1).bool().view(h, w, h, w)
+
+def reach(kernel, direction, shift):
+    (kh, kw), s = kernel, int(shift)
+    if direction == 'down': return (-kh+1-s, -s), (-(kw//2), kw//2)
+    return (-kh+1, 0), (-kw+1-s, -s)
+
+# masked convolutions
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('k', [1, 3, 5])
+@pytest.mark.parametrize('kind', ['A', 'B'])
+def test_masked_conv_sees_exactly_its_past(size, k, kind):
+    m = k//2
+    inside = window(size, (-m, m), (-m, m))
+    assert torch.equal(sees(MaskedConv2d(2, 3, k, kind), 2, size), inside & raster_past(size, own=kind == 'B'))
+
+@pytest.mark.parametrize('kind', ['A', 'B'])
+@pytest.mark.parametrize('n_in,n_out,colours', [(3, 3, 3), (6, 9, 3), (2, 4, 2), (4, 4, 1)])
+def test_masked_conv_orders_its_colours(kind, n_in, n_out, colours):
+    j = jacobian(MaskedConv2d(n_in, n_out, 3, kind, colours), n_in, (3, 4))
+    own, left, right = (j[:, 1, 1, :, 1, c] > 0 for c in (1, 0, 2))
+    c_in, c_out = torch.arange(n_in)//(n_in//colours), torch.arange(n_out)//(n_out//colours)
+    assert torch.equal(own, c_in < c_out[:, None] if kind == 'A' else c_in <= c_out[:, None])
+    assert left.all() and not right.any()
+
+def test_colour_stack_green_sees_red_and_red_not_green():
+    net = nn.Sequential(MaskedConv2d(3, 6, 3, 'A', 3), nn.ELU(), MaskedConv2d(6, 6, 3, 'B', 3), nn.ELU(), MaskedConv2d(6, 3, 1, 'B', 3))
+    j = jacobian(net, 3, (4, 4)) > 0
+    order = j.permute(1, 2, 0, 4, 5, 3).reshape(48, 48)  # pixels in raster order, colours inside
+    assert not order.triu().any()
+    assert order[1::3, ::3].diagonal().all() and order[2::3, 1::3].diagonal().all()
+
+def test_mask_survives_training_and_is_not_saved():
+    conv = MaskedConv2d(1, 4, 3, 'A')
+    for _ in range(3):
+        conv.zero_grad(); conv(torch.randn(3, 1, 5, 5)).square().mean().backward()
+        with torch.no_grad():
+            for p in conv.parameters(): p -= .5*(p.grad + .1*p)
+    assert not (sees(conv, 1, (5, 5)) & ~raster_past((5, 5))).any()
+    assert not conv.weight.grad[:, :, 1, 1:].any() and conv.weight.grad[:, :, 0].all()
+    assert set(conv.state_dict()) == {'weight', 'bias'}
+
+def test_a_leaky_mask_is_caught():
+    conv = MaskedConv2d(1, 4, 3, 'A')
+    conv.mask[:, :, 1, 2] = 1
+    assert (sees(conv, 1, (4, 4)) & ~raster_past((4, 4))).any()
+
+def test_masked_stack_has_a_blind_spot_and_two_streams_have_none():
+    size, depth, n = (5, 7), 8, 4
+    layers = [MaskedConv2d(1, n, 3, 'A')]
+    for _ in range(depth): layers += [nn.ELU(), MaskedConv2d(n, n, 3, 'B')]
+    seen = sees(nn.Sequential(*layers), 1, size)
+    assert not (seen & ~raster_past(size)).any()
+    h, w = size
+    for i, j in ((4, 2), (3, 0), (2, 6)):
+        expected = torch.tensor([[(r < i and c <= j + i - r) or (r == i and c < j) for c in range(w)] for r in range(h)])
+        assert torch.equal(seen[i, j], expected)
+    assert torch.equal(sees(TwoStreams(depth, n), 1, size), raster_past(size))
+
+class TwoStreams(nn.Module):
+    def __init__(self, depth, n):
+        super().__init__()
+        self.first = nn.ModuleList([ShiftedConv2d(1, n, d, k, shift=True) for d, k in (('down', (2, 3)), ('down', (1, 3)), ('right', (2, 1)))])
+        self.v, self.h = (nn.ModuleList(ShiftedConv2d(n, n, d) for _ in range(depth)) for d in DIRECTIONS)
+    def forward(self, x):
+        v, h = self.first[0](x), self.first[1](x) + self.first[2](x)
+        for down, right in zip(self.v, self.h):
+            v = down(F.elu(v))
+            h = right(F.elu(h)) + v
+        return h
+
+# shifted convolutions
+
+KERNELS = [('down', (2, 3)), ('down', (1, 3)), ('down', (3, 5)), ('down', (1, 1)), ('right', (2, 2)), ('right', (2, 1)), ('right', (1, 3)), ('right', (3, 2))]
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('direction,kernel', KERNELS)
+@pytest.mark.parametrize('shift,stride', [(False, 1), (True, 1), (False, 2)])
+def test_shifted_conv_sees_exactly_its_window(size, direction, kernel, shift, stride):
+    layer = ShiftedConv2d(2, 3, direction, kernel, stride, shift)
+    seen = sees(layer, 2, size)
+    assert seen.shape == (size[0]//stride, size[1]//stride, *size)
+    assert torch.equal(seen, window(size, *reach(kernel, direction, shift), stride))
+
+@pytest.mark.parametrize('direction,kernel', [('down', (2, 3)), ('right', (2, 2))])
+def test_default_kernels_are_the_published_ones(direction, kernel):
+    assert ShiftedConv2d(1, 1, direction).conv.kernel_size == kernel == ShiftedConvTranspose2d(1, 1, direction).conv.kernel_size
+
+@settings(max_examples=25, deadline=None)
+@given(direction=st.sampled_from(DIRECTIONS), kh=st.integers(1, 4), half=st.integers(0, 2), even=st.booleans(), shift=st.booleans(), stride=st.integers(1, 2))
+def test_shifted_equals_a_centred_masked_convolution(direction, kh, half, even, shift, stride):
+    if shift: stride = 1
+    kw = 2*half+1 if direction == 'down' else half+1+even
+    layer = ShiftedConv2d(2, 3, direction, (kh, kw), stride, shift).double()
+    (top, _), (left, _) = reach((kh, kw), direction, shift)
+    full = torch.zeros(3, 2, 11, 11, dtype=torch.float64)  # centred on entry (5, 5)
+    full[:, :, 5+top:5+top+kh, 5+left:5+left+kw] = layer.conv.weight
+    x = torch.randn(2, 2, 6, 8, dtype=torch.float64)
+    bias = layer.conv.bias.detach()[:, None, None].expand_as(layer(x)[0]).clone()
+    if shift: bias[(slice(None), 0) if direction == 'down' else (..., 0)] = 0  # what a shift brings in is zero, not the bias
+    assert_close(layer(x), F.conv2d(x, full, None, stride, padding=5) + bias)
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('size', [(2, 2), (3, 4), (1, 3)])
+def test_transposed_sees_exactly_its_window(direction, size):
+    seen = sees(ShiftedConvTranspose2d(2, 3, direction), 2, size)
+    h, w = size
+    assert seen.shape == (2*h, 2*w, h, w)
+    for i in range(2*h):
+        for j in range(2*w):
+            cols = {j//2} if direction == 'right' or j % 2 == 0 else {j//2, j//2+1}
+            expected = {(i//2, c) for c in cols if c < w}
+            assert set(map(tuple, seen[i, j].nonzero().tolist())) == expected
+
+@pytest.mark.parametrize('direction,left', [('down', 1), ('right', 0)])
+def test_transposed_equals_the_published_cut(direction, left):
+    layer = ShiftedConvTranspose2d(3, 2, direction).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    large = F.conv_transpose2d(x, layer.conv.weight, layer.conv.bias, stride=2, output_padding=1)
+    assert_close(layer(x), large[:, :, :10, left:left+8])
+
+def hourglass(direction, n=3, levels=1):
+    net = [ShiftedConv2d(1, n, direction, shift=True)]
+    for _ in range(levels): net += [nn.ELU(), ShiftedConv2d(n, n, direction, stride=2)]
+    for _ in range(levels): net += [nn.ELU(), ShiftedConvTranspose2d(n, n, direction)]
+    return nn.Sequential(*net)
+
+@pytest.mark.parametrize('size,levels', [((4, 4), 1), ((8, 4), 1), ((6, 8), 1), ((8, 8), 2), ((12, 8), 2)])
+def test_down_and_up_again_is_causal(size, levels):
+    for d in DIRECTIONS:
+        net, at = hourglass(d, levels=levels), size
+        expected = torch.eye(size[0]*size[1], dtype=torch.float64)
+        for layer in net:  # what each layer sees, one after the other
+            if isinstance(layer, nn.ELU): continue
+            seen = sees(layer, layer.conv.in_channels, at)
+            expected, at = seen.flatten(2).flatten(0, 1).double() @ expected, seen.shape[:2]
+        seen = sees(net, 1, size)
+        assert torch.equal(seen, (expected > 0).view(*size, *size))
+        own = seen.any(3).any(1) if d == 'down' else seen.any(2).any(0)  # row sees row, or column sees column
+        assert own.any() and not own.triu().any()
+        if d == 'right': assert not (seen & ~raster_past(size)).any()
+
+def test_an_ordinary_strided_layer_leaks():
+    net = nn.Sequential(ShiftedConv2d(1, 3, 'right', shift=True), nn.Conv2d(3, 3, 3, 2, padding=1), ShiftedConvTranspose2d(3, 3, 'right'))
+    assert (sees(net, 1, (4, 4)) & ~raster_past((4, 4))).any()
+
+@pytest.mark.parametrize('make', [
+    lambda: ShiftedConv2d(2, 3), lambda: ShiftedConv2d(2, 3, 'right', shift=True), lambda: ShiftedConv2d(2, 3, 'right', stride=2),
+    lambda: ShiftedConvTranspose2d(2, 3), lambda: ShiftedConvTranspose2d(2, 3, 'right'), lambda: pointwise(2, 3), lambda: MaskedConv2d(2, 3, 3, 'A')])
+def test_every_parameter_of_a_layer_gets_a_gradient(make):
+    layer = make()
+    layer(torch.randn(3, 2, 6, 6)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+def test_pointwise_looks_at_no_neighbour():
+    seen = sees(pointwise(2, 3), 2, (3, 4)).reshape(12, 12)
+    assert torch.equal(seen, torch.eye(12).bool())
+
+def test_weight_norm_names_are_stable():
+    "Checkpoints depend on these names"
+    names = {'conv.bias', 'conv.parametrizations.weight.original0', 'conv.parametrizations.weight.original1'}
+    assert set(ShiftedConv2d(1, 2).state_dict()) == set(ShiftedConvTranspose2d(1, 2).state_dict()) == names
+
+# concat-ELU and the gated block
+
+def test_concat_elu():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    out = concat_elu(x)
+    assert_close(out[:, :3], torch.where(x > 0, x, x.exp() - 1))
+    assert_close(out[:, 3:], concat_elu(-x)[:, :3])
+
+SIDES = dict(skip=(4, 5, 6), context=(3, 5, 6), cond=(5,))
+
+def sides(names, batch=2, dtype=torch.float64):
+    return {k: torch.randn(batch, *SIDES[k], dtype=dtype) for k in names}
+
+def block(direction, names, dropout=0.5, n=3):
+    return GatedResidual(n, partial(ShiftedConv2d, direction=direction), dropout=dropout, **{f'n_{k}': SIDES[k][0] for k in names})
+
+ALL = ('skip', 'context', 'cond')
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('names', [(), ('skip',), ('context',), ('cond',), ALL])
+def test_gated_block_is_causal_in_all_its_inputs(direction, names):
+    size, b = (5, 6), block(direction, names).double().eval()
+    given = sides(names)
+    (kh, kw), d = {'down': (2, 3), 'right': (2, 2)}[direction], direction == 'down'
+    once = (-kh+1, 0), (-(kw//2), kw//2) if d else (-kw+1, 0)
+    twice = tuple(tuple(2*r for r in pair) for pair in once)
+    assert torch.equal(sees(lambda_module(b, 'x', given), 3, size), window(size, *twice))
+    for k in set(names) - {'cond'}: assert torch.equal(sees(lambda_module(b, k, given), SIDES[k][0], size), window(size, *once))
+
+class lambda_module(nn.Module):
+    "`block` as a function of the input `name`"
+    def __init__(self, block, name, given):
+        super().__init__()
+        self.block, self.name, self.given = block, name, {'x': torch.randn(2, 3, 5, 6, dtype=torch.float64), **given}
+    def forward(self, t): return self.block(**{**self.given, self.name: t})
+
+def test_cond_moves_every_channel_and_its_own_image_only():
+    b = block('right', ('cond',)).double().eval()
+    x, c = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    j = torch.autograd.functional.jacobian(lambda c: b(x, cond=c), c)
+    assert (j[0, ..., 0, :] != 0).all() and (j[1, ..., 1, :] != 0).all() and not j[0, ..., 1, :].any() and not j[1, ..., 0, :].any()
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('names', [(), ALL])
+def test_every_parameter_of_the_block_gets_a_gradient(direction, names):
+    b = block(direction, names).double()
+    b(torch.randn(2, 3, 5, 6, dtype=torch.float64), **sides(names)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in b.parameters())
+
+def test_gated_block_equals_its_formula():
+    b = block('down', ALL, dropout=0.).double()
+    x, s = torch.randn(2, 3, 5, 6, dtype=torch.float64), sides(ALL)
+    act = lambda t: torch.cat([F.elu(t), F.elu(-t)], 1)
+    h = b.conv_in(act(x)) + b.skip(act(s['skip'])) + b.context(s['context'])
+    h = b.conv_out(act(h)) + (s['cond'] @ b.cond.weight.T + b.cond.bias)[..., None, None]
+    assert_close(b(x, **s), x + h[:, :3]*torch.sigmoid(h[:, 3:]))
+
+def test_a_closed_gate_gives_the_identity():
+    b = block('down', ()).eval()
+    with torch.no_grad(): b.conv_out.conv.bias[3:] = -1e4
+    x = torch.randn(2, 3, 5, 6)
+    assert torch.equal(b(x), x)
+
+def test_dropout_drops_elements_not_channels():
+    b, kept = block('down', (), dropout=.5, n=8).train(), []
+    b.conv_out.register_forward_pre_hook(lambda m, args: kept.append(args[0] != 0))
+    b(torch.randn(2, 8, 16, 16))
+    share = kept[0].double().mean((2, 3))
+    assert ((share > .3) & (share < .7)).all()
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_missing_or_useless_side_input_is_an_error(name):
+    x, value = torch.randn(2, 3, 5, 6), sides((name,), dtype=torch.float32)
+    with pytest.raises(ValueError, match=f'{name} must be given.*n_{name}'): block('down', (name,))(x)
+    with pytest.raises(ValueError, match=f'{name} must be None.*n_{name}=0'): block('down', ())(x, **value)
+
+# data-dependent initialisation
+
+class Net(nn.Module):
+    "Strided, transposed, gated, plain and masked layers, with and without a bias"
+    def __init__(self, n=6, direction='right', dropout=0.):
+        super().__init__()
+        gated = lambda **kw: GatedResidual(n, partial(ShiftedConv2d, direction=direction), dropout=dropout, **kw)
+        self.first, self.masked, self.plain = ShiftedConv2d(1, n, direction, shift=True), MaskedConv2d(n, n, 3, 'B'), nn.Conv2d(n, n, 1)
+        self.a, self.b = gated(), gated(n_skip=n, n_context=2)
+        self.shrink, self.grow = ShiftedConv2d(n, n, direction, stride=2), ShiftedConvTranspose2d(n, n, direction)
+        self.out = pointwise(n, 3)
+    def forward(self, x, context):
+        h = self.a(self.plain(self.masked(self.first(x))))
+        return self.out(F.elu(self.b(self.grow(self.shrink(h)), skip=h, context=context)))
+
+CONVS = nn.Conv2d, nn.ConvTranspose2d
+
+def outputs(net, *args):
+    found = {}
+    hooks = [m.register_forward_hook(lambda m, i, o, name=name: found.update({name: o.detach()})) for name, m in net.named_modules() if isinstance(m, CONVS)]
+    with torch.no_grad(): result = net(*args)
+    for h in hooks: h.remove()
+    return found, result
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('scale', [1., .3])
+def test_init_standardises_every_layer(direction, scale):
+    net, batch = Net(direction=direction).double(), (torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.randn(4, 2, 8, 8, dtype=torch.float64))
+    names = list(net.state_dict())
+    before = outputs(net, *batch)[0]
+    assert data_dependent_init(net, *batch, scale=scale) is net
+    after, _ = outputs(net, *batch)
+    assert list(net.state_dict()) == names and len(after) == 12 and 'grow.conv' in after
+    assert max((o.std((0, 2, 3)) - scale).abs().max() for o in before.values()) > .1
+    for o in after.values():
+        assert_close(o.mean((0, 2, 3)), torch.zeros(o.shape[1], dtype=o.dtype), atol=1e-8, rtol=0)
+        assert_close(o.std((0, 2, 3)), torch.full((o.shape[1],), scale, dtype=o.dtype), atol=1e-8, rtol=0)
+
+def test_init_takes_keywords_and_leaves_no_hooks():
+    net = Net()
+    data_dependent_init(net, torch.randn(4, 1, 8, 8), context=torch.randn(4, 2, 8, 8))
+    assert not any(m._forward_hooks for m in net.modules())
+    net(torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+def test_gate_scale_is_for_the_second_convolutions_alone():
+    net, batch = Net(), (torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8))
+    after, _ = outputs(data_dependent_init(net, *batch, gate_scale=.1), *batch)
+    for name, o in after.items():
+        assert_close(o.std((0, 2, 3)), torch.full((o.shape[1],), .1 if 'conv_out' in name else 1.), atol=1e-4, rtol=0)
+
+def test_init_keeps_masks_closed_and_handles_no_bias():
+    net = nn.Sequential(MaskedConv2d(1, 4, 3, 'A'), nn.ConvTranspose2d(4, 2, 2, 2, bias=False)).double()
+    x = torch.randn(8, 1, 6, 6, dtype=torch.float64)
+    data_dependent_init(net, x)
+    assert_close(net(x).std((0, 2, 3)), torch.ones(2, dtype=x.dtype))
+    assert not (sees(net[0], 1, (4, 4)) & ~raster_past((4, 4))).any()
+
+def test_init_errors():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3))
+    with pytest.raises(ValueError, match='the batch must vary'): data_dependent_init(net, torch.zeros(4, 1, 5, 5))
+    with pytest.raises(ValueError, match='scale and gate_scale must be positive, got -1'): data_dependent_init(net, torch.randn(4, 1, 5, 5), scale=-1)
+    assert not net[0]._forward_hooks
+
+# MADE
+
+def made(n_inputs, n_hidden):
+    layers = [f for m in made_masks(n_inputs, n_hidden) for f in (MaskedLinear(m), nn.SiLU())]
+    return nn.Sequential(*layers[:-1]).double()
+
+@settings(max_examples=30, deadline=None)
+@given(d=st.integers(1, 7), extra=st.lists(st.integers(0, 9), min_size=1, max_size=3))
+def test_made_output_sees_exactly_the_inputs_before_it(d, extra):
+    net = made(d, [d+e for e in extra])
+    j = torch.autograd.functional.jacobian(net, torch.randn(2, d, dtype=torch.float64))
+    assert torch.equal(j[0, :, 0] != 0, torch.ones(d, d).tril(-1).bool())
+    assert not j[0, :, 1].any() and not j[1, :, 0].any()
+
+@settings(max_examples=30, deadline=None)
+@given(d=st.integers(2, 12), widths=st.lists(st.integers(1, 12), min_size=1, max_size=3))
+def test_narrow_made_never_leaks(d, widths):
+    j = torch.autograd.functional.jacobian(made(d, widths), torch.randn(d, dtype=torch.float64))
+    assert not j.triu().any()
+
+def test_narrow_made_spreads_its_orders():
+    "The last output sees most of the inputs even if the layers are narrow"
+    j = torch.autograd.functional.jacobian(made(64, (16, 16)), torch.randn(64, dtype=torch.float64))
+    assert (j[-1] != 0).sum() == 60
+
+@pytest.mark.parametrize('d,widths', [(2, (8, 8)), (5, (5,)), (6, (13, 6)), (6, (3, 3))])
+def test_units_of_order_zero_carry_a_context_to_the_first_output(d, widths):
+    masks = made_masks(d, widths)
+    assert [tuple(m.shape) for m in masks] == list(zip([*widths, d], [d, *widths]))
+    assert (masks[0].sum(1) == 0).any()
+    paths = masks[1]
+    for m in masks[2:]: paths = m @ paths
+    assert (paths[0, masks[0].sum(1) == 0] > 0).any() and not paths[0, masks[0].sum(1) > 0].any()
+
+def test_masked_linear():
+    layer = MaskedLinear(torch.tensor([[1, 0], [1, 1], [0, 0]])).double()
+    x = torch.randn(4, 2, dtype=torch.float64)
+    w = layer.weight.detach()
+    assert_close(layer(x), torch.stack([w[0, 0]*x[:, 0], w[1, 0]*x[:, 0] + w[1, 1]*x[:, 1], 0*x[:, 0]], 1) + layer.bias)
+    layer(x).square().sum().backward()
+    assert torch.equal(layer.weight.grad != 0, layer.mask.bool())
+    assert set(layer.state_dict()) == {'weight', 'bias'}
+
+# faults
+
+@pytest.mark.parametrize('call,match', [
+    (lambda: MaskedConv2d(1, 2, 3, 'a'), "kind must be 'A' or 'B', got 'a'"),
+    (lambda: MaskedConv2d(1, 2, 2, 'A'), 'kernel_size must be odd and positive, got 2'),
+    (lambda: MaskedConv2d(1, 2, -1, 'A'), 'kernel_size must be odd and positive, got -1'),
+    (lambda: causal_mask(4, 6, 3, 'A', 3), 'n_in and n_out must be multiples of colours=3, got 4 and 6'),
+    (lambda: causal_mask(4, 6, 3, 'A', 0), 'multiples of colours=0'),
+    (lambda: ShiftedConv2d(1, 2, 'up'), r"direction must be one of \['down', 'right'\], got 'up'"),
+    (lambda: ShiftedConv2d(1, 2, 'up', (2, 2)), r"direction must be one of \['down', 'right'\], got 'up'"),
+    (lambda: ShiftedConv2d(1, 2, 'down', (2, 2)), r"odd width for direction='down', got \(2, 2\)"),
+    (lambda: shift_padding((0, 3)), r'kernel must be \(height, width\), both at least 1, got \(0, 3\)'),
+    (lambda: ShiftedConv2d(1, 2, stride=0), 'stride must be at least 1, .*got 0'),
+    (lambda: ShiftedConv2d(1, 2, stride=2, shift=True), '1 for a layer with shift, got 2'),
+    (lambda: ShiftedConvTranspose2d(1, 2, 'Down'), r"direction must be one of \['down', 'right'\], got 'Down'"),
+    (lambda: MaskedLinear(torch.ones(2)), r'mask must be \(n_out, n_in\), got \(2,\)'),
+    (lambda: MaskedLinear(torch.full((2, 2), .5)), r'mask must hold 0 and 1 only, got \[0.5\]'),
+    (lambda: made_masks(0, (4,)), 'n_inputs must be at least 1, got 0'),
+    (lambda: made_masks(3, 4), 'n_hidden must list the units of each hidden layer.*got 4'),
+    (lambda: made_masks(3, ()), 'n_hidden must list'),
+    (lambda: made_masks(3, (4, 0)), 'n_hidden must list'),
+])
+def test_bad_arguments_are_named(call, match):
+    with pytest.raises(ValueError, match=match): call()

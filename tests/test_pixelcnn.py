@@ -1,0 +1,376 @@
+"PixelCNN++ as a whole: causality, shortcuts, conditions, faults, and equality with a second implementation written from the paper"
+import copy, math
+import pytest, torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.testing import assert_close
+from distsmooth.logistic import quantize
+from distsmooth.masked import data_dependent_init
+from distsmooth.pixelcnn import ContextEncoder, Pair, PixelCNNpp, Streams
+
+torch.set_num_threads(1)
+f64 = torch.float64
+
+def build(channels=1, size=8, n_filters=4, n_resnet=1, n_mix=1, seed=0, **kw):
+    torch.manual_seed(seed)
+    return PixelCNNpp(channels, size, n_filters, n_resnet, n_mix, **kw).to(f64).eval()
+
+def noise(*shape, seed=1): return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
+
+def jacobian(f, x):
+    "(H*W out, H*W in): the derivative of a random mix of each output pixel's parameters, largest over channels; one image"
+    w = noise(1, f(x).shape[1], 1, 1, seed=7)
+    J = torch.autograd.functional.jacobian(lambda x: (f(x)*w).sum((0, 1)), x, vectorize=True)
+    return J.abs().amax((2, 3)).flatten(2).flatten(0, 1)
+
+def before(n): return torch.ones(n, n).tril(-1).bool()
+
+# causality: zero where it must be zero, non-zero where it must not
+
+CONDITIONS = {'plain': ({}, {}), 'context': (dict(context_channels=2), dict(context=noise(1, 2, 8, 8, seed=2))),
+              'label': (dict(n_classes=3), dict(label=torch.tensor([2]))),
+              'both': (dict(context_channels=1, n_classes=3), dict(context=noise(1, 1, 8, 8, seed=2), label=torch.tensor([0])))}
+
+@pytest.mark.parametrize('channels', (1, 3))
+@pytest.mark.parametrize('condition', CONDITIONS)
+def test_each_output_sees_all_pixels_before_it_and_no_other(channels, condition):
+    config, inputs = CONDITIONS[condition]
+    model = build(channels, n_resnet=2, **config)
+    J = jacobian(lambda x: model(x, **inputs), noise(1, channels, 8, 8))
+    assert torch.equal(J > 0, before(64))
+
+@pytest.mark.parametrize('size', ((4, 12), (12, 4), (8, 4), (4, 4)))
+def test_causal_for_oblong_images(size):
+    n = size[0]*size[1]
+    model = build(size=size, n_resnet=3)
+    assert torch.equal(jacobian(model, noise(1, 1, *size)) > 0, before(n))
+
+def test_causal_after_training_steps_and_in_train_mode():
+    model = build(dropout=.5).train()
+    x = noise(2, 1, 8, 8)
+    opt = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(3): opt.zero_grad(); (-model.log_prob(x).mean()).backward(); opt.step()
+    def f(x):
+        torch.manual_seed(0)
+        return model(x)
+    J = jacobian(f, noise(1, 1, 8, 8))
+    assert not (J > 0)[~before(64)].any() and (J > 0)[before(64)].any()
+
+@pytest.mark.parametrize('n_resnet', (1, 2))
+def test_reach_along_an_odd_row_is_4n_plus_2(n_resnet):
+    model = build(size=(4, 16), n_resnet=n_resnet)
+    x = noise(1, 1, 4, 16).requires_grad_()
+    g, = torch.autograd.grad(model(x)[0, :, 3, 15].sum(), x)
+    assert (g[0, 0, 3] != 0).tolist() == [15 - (4*n_resnet + 2) <= j < 15 for j in range(16)]
+
+def test_images_of_a_batch_do_not_see_each_other():
+    model = build(context_channels=1, n_classes=3)
+    x, c, label = noise(3, 1, 8, 8), noise(3, 1, 8, 8, seed=2), torch.tensor([0, 1, 2])
+    together = model(x, c, label)
+    for i in range(3): assert_close(model(x[i:i+1], c[i:i+1], label[i:i+1]), together[i:i+1])
+    J = torch.autograd.functional.jacobian(lambda x: model(x, c, label).sum((1, 2, 3)), x, vectorize=True)
+    assert torch.equal(J.abs().amax((2, 3, 4)) > 0, torch.eye(3).bool())
+
+def test_colours_are_coupled_in_the_head_alone():
+    model = build(3, n_resnet=2, n_mix=2)
+    x = noise(1, 3, 8, 8)/3
+    J = torch.autograd.functional.jacobian(lambda x: model(x)[0, :, 4, 4], x, vectorize=True)[:, 0]     # (P, C, H, W)
+    assert (J[..., 4, 4] == 0).all() and (J[..., 4, 3] != 0).any(0).all()                 # no colour of its own, every colour of its neighbour
+    cdf = lambda x: model.mixture(model(x)).cdf(x)[0, :, 4, 4]
+    C = torch.autograd.functional.jacobian(cdf, x)[:, 0, :, 4, 4]                       # (channel, colour it depends on)
+    assert torch.equal(C != 0, torch.ones(3, 3).tril().bool())                          # green sees red; red doesn't see green
+
+@torch.no_grad()
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), pixel=st.integers(0, 63), channels=st.sampled_from((1, 3)), context=st.booleans())
+def test_moving_one_pixel_moves_no_earlier_output(seed, pixel, channels, context):
+    model = build(channels, seed=seed, n_mix=2, context_channels=channels*context)
+    x, c = noise(1, channels, 8, 8, seed=seed), noise(1, channels, 8, 8, seed=seed+1) if context else None
+    y = x.clone()
+    y[0, :, pixel//8, pixel % 8] += 1.
+    moved = (model(x, c) != model(y, c)).any(1).flatten()
+    assert not moved[:pixel+1].any() and (pixel == 63 or moved[pixel+1:].any())
+
+def test_a_leak_is_found():
+    "the probes above can fail"
+    model = build(n_resnet=2)
+    model.down[2].horizontal[2].conv_out = weight_norm(nn.Conv2d(8, 8, 3, padding=1)).to(f64)
+    assert (jacobian(model, noise(1, 1, 8, 8)) > 0)[~before(64)].any()
+
+# a second implementation, written out from the published description: shift by adding and cutting rows and columns, two separate stacks
+
+def by_the_paper(sd, x, n, context=None, cond=None):
+    "PixelCNN++ as a function of the state dict `sd`"
+    def weight(name):
+        g, v = sd[f'{name}.parametrizations.weight.original0'], sd[f'{name}.parametrizations.weight.original1']
+        return g*v/v.square().sum((1, 2, 3), keepdim=True).sqrt(), sd[f'{name}.bias']
+    def celu(x): return torch.cat([F.elu(x), F.elu(-x)], 1)
+    def down(name, x, stride=1):
+        w, b = weight(name)
+        kh, kw = w.shape[2:]
+        x = torch.cat([x.new_zeros(*x.shape[:2], kh-1, x.shape[3]), x], 2)
+        return F.conv2d(x, w, b, stride, padding=(0, kw//2))[:, :, :(x.shape[2]-kh)//stride + 1]
+    def right(name, x, stride=1):
+        w, b = weight(name)
+        kh, kw = w.shape[2:]
+        x = torch.cat([x.new_zeros(*x.shape[:2], kh-1, x.shape[3]), x], 2)
+        x = torch.cat([x.new_zeros(*x.shape[:3], kw-1), x], 3)
+        return F.conv2d(x, w, b, stride)
+    def shift_down(x): return torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], 2)
+    def shift_right(x): return torch.cat([torch.zeros_like(x[..., :1]), x[..., :-1]], 3)
+    def scatter(name, x, left):
+        w, b = weight(name)
+        kh, kw = w.shape[2:]
+        out = x.new_zeros(len(x), w.shape[1], 2*x.shape[2] + kh, 2*x.shape[3] + kw)
+        for i in range(x.shape[2]):
+            for j in range(x.shape[3]): out[:, :, 2*i:2*i+kh, 2*j:2*j+kw] += torch.einsum('bi,iokl->bokl', x[:, :, i, j], w)
+        return (out + b[:, None, None])[:, :, :2*x.shape[2], left:left + 2*x.shape[3]]
+    def block(name, conv, x, *aside, level):
+        h = conv(f'{name}.conv_in.conv', celu(x))
+        if aside: h = h + F.conv2d(celu(torch.cat(aside, 1)), *weight(f'{name}.skip'))
+        if context: h = h + F.conv2d(context[level], *weight(f'{name}.context'))
+        h = conv(f'{name}.conv_out.conv', celu(h))
+        if cond is not None: h = h + (cond@sd[f'{name}.cond.weight'].T + sd[f'{name}.cond.bias'])[:, :, None, None]
+        a, b = h.chunk(2, 1)
+        return x + a*b.sigmoid()
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    us = [shift_down(down('init.0.conv', x))]
+    uls = [shift_down(down('init.1.conv', x)) + shift_right(right('init.2.conv', x))]
+    for i in range(3):
+        for k in range(n):
+            us.append(block(f'up.{i}.vertical.{k}', down, us[-1], level=i))
+            uls.append(block(f'up.{i}.horizontal.{k}', right, uls[-1], us[-1], level=i))
+        if i < 2:
+            us.append(down(f'shrink.{i}.vertical.conv', us[-1], 2))
+            uls.append(right(f'shrink.{i}.horizontal.conv', uls[-1], 2))
+    u, ul = us.pop(), uls.pop()
+    for i, blocks in enumerate((n, n+1, n+1)):
+        for k in range(blocks):
+            u = block(f'down.{i}.vertical.{k}', down, u, us.pop(), level=2-i)
+            ul = block(f'down.{i}.horizontal.{k}', right, ul, u, uls.pop(), level=2-i)
+        if i < 2: u, ul = scatter(f'grow.{i}.vertical.conv', u, 1), scatter(f'grow.{i}.horizontal.conv', ul, 0)
+    assert not us and not uls
+    return F.conv2d(F.elu(ul), *weight('out'))
+
+@pytest.mark.parametrize('channels,size,n_filters,n_resnet,config', [
+    (1, (8, 8), 4, 1, {}), (3, (8, 12), 3, 2, {}), (1, (12, 4), 4, 3, {}), (1, (4, 4), 5, 1, dict(n_mix=3)),
+    (3, (8, 8), 4, 2, dict(context_channels=2)), (1, (8, 8), 4, 1, dict(n_classes=4)), (1, (8, 4), 4, 2, dict(context_channels=1, n_classes=2))])
+@torch.no_grad()
+def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_resnet, config):
+    model = build(channels, size, n_filters, n_resnet, **config)
+    for p in model.parameters(): p.add_(.2*noise(*p.shape, seed=p.numel()))     # biases and gains off their defaults
+    x = noise(2, channels, *size)
+    c = noise(2, model.context_channels, *size, seed=2) if model.context_channels else None
+    label = torch.tensor([0, 1]) if model.n_classes else None
+    context, cond = model.encoder(c) if c is not None else None, model.label(label) if label is not None else None
+    assert_close(model(x, c, label), by_the_paper(model.state_dict(), x, n_resnet, context, cond), rtol=1e-9, atol=1e-9)
+
+# structure
+
+def test_state_dict_names_are_kept():
+    "models that are stored somewhere depend on these names"
+    names = lambda model: {k.replace('.parametrizations.weight.original0', '').rsplit('.conv', 1)[0] for k in model.state_dict() if 'original0' in k}
+    got = names(build())
+    blocks = {f'{way}.{i}.{stream}.{k}' for way, n in (('up', (1, 1, 1)), ('down', (1, 2, 2))) for i in range(3) for stream in ('vertical', 'horizontal') for k in range(n[i])}
+    skips = {f'{b}.skip' for b in blocks if not b.startswith('up') or 'horizontal' in b}
+    expected = {b + '.conv_in' for b in blocks} | {b + '.conv_out' for b in blocks} | skips | {'init.0', 'init.1', 'init.2', 'out'} | {
+        f'{step}.{i}.{stream}' for step in ('shrink', 'grow') for i in range(2) for stream in ('vertical', 'horizontal')}
+    assert got == expected
+    both = build(context_channels=1, n_classes=2)
+    encoder = {'encoder.init', 'encoder.shrink.0', 'encoder.shrink.1'} | {f'encoder.{way}.{i}{part}' for way, n in (('up', 3), ('down', 2)) for i in range(n)
+               for part in ('.conv_in', '.conv_out', '.skip')[:2 + (way == 'down')]}
+    got = {k.rsplit('.parametrizations', 1)[0] for k in both.state_dict() if 'original0' in k}
+    got = {k[:-5] if k.endswith('.conv') else k for k in got}
+    assert got == expected | encoder | {f'{b}.context' for b in blocks}
+    assert {'label.weight', 'up.0.vertical.0.cond.weight', 'down.2.horizontal.1.cond.bias'} <= set(both.state_dict())
+
+def by_hand(C, P, f, n):
+    conv = lambda n_in, n_out, kernel: n_in*n_out*kernel + 2*n_out
+    block = lambda kernel, skip: conv(2*f, f, kernel) + conv(2*f, 2*f, kernel) + (conv(2*skip*f, f, 1) if skip else 0)
+    up, down = 3*n*(block(6, 0) + block(4, 1)), (3*n + 2)*(block(6, 1) + block(4, 2))
+    return sum(conv(C+1, f, k) for k in (6, 3, 2)) + up + down + 4*(conv(f, f, 6) + conv(f, f, 4)) + conv(f, P, 1)
+
+@pytest.mark.parametrize('channels,size,n_filters', ((1, 28, 40), (3, 32, 160)))
+def test_published_configurations(channels, size, n_filters):
+    with torch.device('meta'): model = PixelCNNpp(channels, size, n_filters)
+    P = {1: 30, 3: 100}[channels]
+    assert sum(p.numel() for p in model.parameters()) == by_hand(channels, P, n_filters, 5)
+    assert [len(s.vertical) for s in model.up] == [5, 5, 5] and [len(s.horizontal) for s in model.down] == [5, 6, 6]
+    if channels == 1: assert model(torch.empty(2, 1, 28, 28, device='meta')).shape == (2, 30, 28, 28)
+
+def test_blocks_use_up_the_stack():
+    down = Streams(3, 4, True, dropout=0.).to(f64)
+    stack = [(noise(1, 4, 4, 4, seed=i), noise(1, 4, 4, 4, seed=i+9)) for i in range(5)]
+    bottom = stack[:2]
+    out = list(down(noise(1, 4, 4, 4), noise(1, 4, 4, 4), stack))
+    assert len(out) == 3 and len(stack) == 2 and all(a is b for a, b in zip(stack, bottom))
+
+def test_vertical_stream_never_reads_the_horizontal_one():
+    streams = Streams(2, 4, False, dropout=0.).to(f64)
+    h = noise(1, 4, 4, 4).requires_grad_()
+    v, out = list(streams(noise(1, 4, 4, 4), h))[-1]
+    assert not v.requires_grad or torch.autograd.grad(v.sum(), h, allow_unused=True)[0] is None
+    pair = Pair(nn.Identity(), nn.Flatten())
+    assert [t.shape for t in pair(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))] == [(1, 2, 3), (1, 6)]
+
+# conditions
+
+def test_first_output_sees_the_whole_context_and_none_of_the_image():
+    model = build(n_resnet=2, context_channels=2)
+    x, c = noise(1, 1, 8, 8).requires_grad_(), noise(1, 2, 8, 8, seed=2).requires_grad_()
+    gx, gc = torch.autograd.grad(model(x, c)[:, :, 0, 0].square().sum(), (x, c))
+    assert (gx == 0).all() and (gc != 0).all()
+
+def test_encoder_resolutions():
+    feats = ContextEncoder(2, 3, n_levels=3)(torch.zeros(2, 2, 8, 12))
+    assert [tuple(f.shape) for f in feats] == [(2, 6, 8, 12), (2, 6, 4, 6), (2, 6, 2, 3)]
+    assert len(ContextEncoder(1, 3, n_levels=4)(torch.zeros(1, 1, 16, 16))) == 4
+
+def test_labels_shift_every_gate():
+    model = build(n_classes=3)
+    x = noise(1, 1, 8, 8)
+    a, b = (model(x, label=torch.tensor([k])) for k in (0, 2))
+    assert ((a - b).abs().amax(1) > 0).all()
+    gates = [m.cond for m in model.modules() if getattr(m, 'cond', None) is not None]
+    assert len(gates) == 2*(3 + 5)
+    label = torch.tensor([0, 2])
+    u = model.uniforms(2, torch.Generator().manual_seed(0))
+    drawn = model.sample(uniforms=u, label=label)
+    assert_close(drawn, model.sample(uniforms=u, label=label)); assert (drawn != model.sample(uniforms=u, label=label.flip(0))).any()
+
+@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1, n_classes=2)))
+def test_every_parameter_gets_a_gradient(config):
+    model = build(**{'n_resnet': 2, 'n_mix': 2, **config}).train()
+    x = quantize(noise(4, model.channels, 8, 8)/2)
+    cond = dict(context=noise(4, 1, 8, 8, seed=2), label=torch.tensor([0, 1, 0, 1])) if config.get('n_classes') else {}
+    model.log_prob(x, **cond).sum().backward()
+    for name, p in model.named_parameters(): assert p.grad is not None and p.grad.abs().sum() > 0 and p.grad.isfinite().all(), name
+
+# likelihood
+
+def silence(model, bias):
+    with torch.no_grad():
+        model.out.parametrizations.weight.original0.zero_()
+        model.out.bias.copy_(bias)
+    return model
+
+def test_uniform_model_has_8_bits_per_dim():
+    levels = torch.linspace(-1, 1, 256, dtype=f64)
+    model = silence(build(n_mix=256, head='discretized'), torch.cat([torch.zeros(256), levels, torch.full((256,), -7.)]))
+    x = torch.stack([quantize(noise(1, 8, 8)), -torch.ones(1, 8, 8, dtype=f64), levels[::4].reshape(1, 8, 8)])
+    assert_close(-model.log_prob(x)/(64*math.log(2)), torch.full((3,), 8., dtype=f64), rtol=0, atol=1e-4)
+
+def test_density_of_a_silenced_model_is_that_of_independent_logistics():
+    model = silence(build(), torch.tensor([0., .3, -1.]))
+    x = noise(2, 1, 8, 8)
+    z = (x - .3)/math.exp(-1)
+    assert_close(model.log_prob(x), (-z - 2*F.softplus(-z) + 1).sum((1, 2, 3)))
+
+@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1)))
+def test_log_prob_is_differentiable_in_x(config):
+    model = build(**{'n_resnet': 2, 'n_mix': 2, **config})
+    cond = dict(context=noise(1, 1, 8, 8, seed=2)) if config.get('context_channels') else {}
+    x = .3*noise(1, model.channels, 8, 8)
+    x = x.clamp(-.9, .9).requires_grad_()
+    g, = torch.autograd.grad(model.log_prob(x, **cond).sum(), x)
+    d, eps = noise(*x.shape, seed=5), 1e-6
+    with torch.no_grad(): slope = (model.log_prob(x + eps*d, **cond) - model.log_prob(x - eps*d, **cond))/(2*eps)
+    assert_close((g*d).sum(), slope[0], rtol=1e-5, atol=1e-6)
+
+def test_score_is_joint():
+    "the gradient reaches a pixel through later pixels' conditions as well as through its own term"
+    model = build(n_resnet=2, n_mix=2)
+    x = noise(1, 1, 8, 8)
+    y = x.clone().requires_grad_()
+    joint, = torch.autograd.grad(model.log_prob(y).sum(), y)
+    z = x.clone().requires_grad_()
+    local, = torch.autograd.grad(model.mixture(model(x)).log_prob(z).sum(), z)
+    assert_close(joint[0, 0, 7, 7], local[0, 0, 7, 7]); assert (joint - local).abs()[0, 0, 0, 0] > 1e-6
+
+def test_data_dependent_init_standardises_the_whole_net():
+    model = data_dependent_init(build(n_filters=6, context_channels=1, dropout=0.), noise(16, 1, 8, 8), noise(16, 1, 8, 8, seed=2))
+    params = model(noise(16, 1, 8, 8), noise(16, 1, 8, 8, seed=2))
+    assert_close(params.mean((0, 2, 3)), torch.zeros(3, dtype=f64), atol=1e-6, rtol=0)
+    assert_close(params.std((0, 2, 3)), torch.ones(3, dtype=f64), atol=1e-2, rtol=0)
+    assert torch.equal(jacobian(lambda x: model(x, noise(1, 1, 8, 8, seed=2)), noise(1, 1, 8, 8)).triu() > 0, torch.zeros(64, 64).bool())
+
+def test_learns_one_batch():
+    model = build(n_filters=6, n_mix=2, dropout=0.).float()
+    x = noise(4, 1, 8, 8).float().clamp(-1, 1)
+    data_dependent_init(model, x)
+    opt, first = torch.optim.Adam(model.parameters(), 1e-2), None
+    for _ in range(25):
+        loss = -model.log_prob(x).mean()/model.dims
+        first = first if first is not None else loss.item()
+        opt.zero_grad(); loss.backward(); opt.step()
+    assert loss.item() < first - .3
+
+# modes, copies, files
+
+def test_dropout_in_training_only():
+    model, x = build(context_channels=1, dropout=.5), noise(2, 1, 8, 8)
+    assert torch.equal(model(x, x), model(x, x))
+    model.train()
+    assert (model(x, x) != model(x, x)).any()
+    still = build(context_channels=1, dropout=0.).train()
+    assert torch.equal(still(x, x), still(x, x))
+    assert sum(isinstance(m, nn.Dropout) and m.p == .5 for m in model.modules()) == 2*(3 + 5) + 5   # elements, in every block and in the encoder
+
+def test_sampling_leaves_the_mode_alone_and_is_not_dropped_out():
+    model = build(size=4, dropout=.5).train()
+    u = model.uniforms(2, torch.Generator().manual_seed(0))
+    a, b = model.sample(uniforms=u), model.sample(uniforms=u)
+    assert torch.equal(a, b) and model.training
+
+@pytest.mark.parametrize('config', (dict(), dict(channels=3, size=(8, 4), head='discretized'), dict(context_channels=1, n_classes=3, dropout=.1)))
+def test_save_and_load(config, tmp_path):
+    torch.manual_seed(0)
+    model = PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=2), **config}).eval()
+    model.save_pretrained(tmp_path)
+    again = PixelCNNpp.from_pretrained(tmp_path)
+    assert not again.training and repr(again) == repr(model)
+    x = torch.rand(2, model.channels, *model.size)
+    cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else {}
+    assert torch.equal(again(x, **cond), model(x, **cond)) and torch.equal(again.log_prob(x, **cond), model.log_prob(x, **cond))
+    assert torch.equal(copy.deepcopy(model)(x, **cond), model(x, **cond))
+
+def test_repr_informs():
+    text = repr(build(size=(8, 12), n_classes=3))
+    for word in ('size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
+
+# bad inputs
+
+@pytest.mark.parametrize('config,message', [
+    (dict(size=30), 'size must be divisible by 4.*30'), (dict(size=(8, 6)), r'size must be divisible by 4.*\(8, 6\)'), (dict(size=0), 'size must be'),
+    (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), 'channels must be 1 or 3, got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
+    (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
+    (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
+    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie')])
+def test_networks_that_cannot_be_built(config, message):
+    with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
+
+x8 = torch.zeros(2, 1, 8, 8, dtype=f64)
+
+@pytest.mark.parametrize('call', ('forward', 'log_prob'))
+@pytest.mark.parametrize('config,args,message', [
+    ({}, dict(x=x8.expand(-1, 3, -1, -1)), r'x must be \(B, 1, 8, 8\), got \(2, 3, 8, 8\)'), ({}, dict(x=x8[:, :, :4]), r'got \(2, 1, 4, 8\)'), ({}, dict(x=x8[0]), r'x must be \(B, 1, 8, 8\), got \(1, 8, 8\)'),
+    ({}, dict(x=x8, context=x8), 'context must be None'), (dict(context_channels=1), dict(x=x8), 'give it a context'),
+    (dict(context_channels=1), dict(x=x8, context=x8[:, :, :4]), r'context must be .*got \(2, 1, 4, 8\)'), (dict(context_channels=2), dict(x=x8, context=x8), r'context must be .*got \(2, 1, 8, 8\)'),
+    (dict(context_channels=1), dict(x=x8, context=x8[:1]), r'context (must be \(2, 1, 8, 8\), got \(1, 1, 8, 8\)|holds 1 images, but 2)'),
+    ({}, dict(x=x8, label=torch.tensor([0, 1])), 'label must be given for a model with n_classes, and only then'), (dict(n_classes=3), dict(x=x8), 'label must be given for a model with n_classes'),
+    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), 'class numbers below 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), 'class numbers below 3'),
+    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0])), r'label must be \(2,\)'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), 'whole numbers .*float32'),
+    (dict(n_classes=3), dict(x=x8, label=[0, 1]), 'label must be a tensor.*list')])
+def test_inputs_that_do_not_fit(call, config, args, message):
+    with pytest.raises(ValueError, match=message): getattr(build(**config), call)(**args)
+
+@pytest.mark.parametrize('bad,error,message', [
+    (x8*math.nan, ValueError, 'x holds NaN'), (x8 + math.inf, ValueError, 'x holds NaN or infinite'), (x8 + 1.01, ValueError, r'\[-1, 1\] for a discretized head, found 1.01'), (x8.long(), TypeError, 'float tensor')])
+def test_values_that_do_not_fit(bad, error, message):
+    with pytest.raises(error, match=message): build(head='discretized').log_prob(bad)
+    if 'discretized' in message: assert build().log_prob(bad).isfinite().all()      # a density on the whole line takes them
+
+def test_nan_in_the_context_is_refused():
+    with pytest.raises(ValueError, match='context holds NaN'): build(context_channels=1).log_prob(x8, x8*math.nan)
