@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
+from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 from .logistic import DiscretizedLogisticMixture, LogisticMixture, n_params
 
@@ -151,7 +152,7 @@ def _steps(model, rows):
     "The items of the generator `rows`, without gradients or dropout; the caller's modes are back at each `yield`"
     with closing(rows):
         while True:
-            with evaluating(model): row = next(rows, None)
+            with evaluating(model), parametrize.cached(): row = next(rows, None)  # weight norm once a row, not once a pass
             if row is None: return
             yield row
 
