@@ -64,14 +64,15 @@ def draw_rows(
     scale:float=.7, # Inches an image
 ) -> plt.Figure:
     "One named row of images for each entry"
-    n = max(len(x) for x in rows.values())
-    fig, axes = _canvas(len(rows), 1, figsize=(scale*n + 1.3, scale*len(rows)), squeeze=False)
+    n, label = max(len(x) for x in rows.values()), .075*max(len(name) for name in rows) + .2
+    fig, axes = _canvas(len(rows), 1, figsize=(scale*n + label, scale*len(rows)), squeeze=False)
     for ax, (name, x) in zip(axes[:, 0], rows.items()):
         ax.imshow(image_grid(x, nrow=n), interpolation='nearest')
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_ylabel(name, rotation=0, ha='right', va='center')
-    fig.tight_layout(pad=.3)
+        ax.set_anchor('E')
+    fig.subplots_adjust(left=label/(scale*n + label), right=1, bottom=.01, top=.99, hspace=.05)
     return fig
 
 # %% ../nbs/13_explore.ipynb #1bce746a

@@ -98,6 +98,7 @@ class PixelCNNpp(Autoregressive):
 def _way_up(self:PixelCNNpp, x, sides):
     "The stack of `(v, h)` after every layer of the way up"
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)  # the ones tell a border from a zero
+    x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
     kept = [(self.init[0](x), self.init[1](x) + self.init[2](x))]
     for i, streams in enumerate(self.up):
         if i: kept.append(self.shrink[i-1](*kept[-1]))
@@ -137,7 +138,24 @@ def _cond(self:PixelCNNpp, label, n):
         raise ValueError(f'label must be ({n},) class numbers below {self.n_classes}, got {label}')
     return self.label(label)
 
-# %% ../nbs/06_pixelcnn.ipynb #8564a9e1
+# %% ../nbs/06_pixelcnn.ipynb #925b6fb4
+@patch
+def prepared(self:PixelCNNpp,
+    context:torch.Tensor=None, # (B, context_channels, H, W), for a model with `context_channels`
+    label:torch.Tensor=None, # (B,) class numbers, for a model with `n_classes`
+): # A function from the first rows of `x`, a multiple of 4 of them, to their params
+    "`forward` with the context read beforehand; rows that are not there yet are not computed"
+    contexts = self.encoder(context) if self.encoder else [None]*3
+    def params(x):
+        cond = self._cond(label, len(x))
+        sides = [dict(context=None if c is None else c[:, :, :x.shape[2] >> i], cond=cond) for i, c in enumerate(contexts)]
+        return self.out(F.elu(self._way_down(self._way_up(x, sides), sides)))
+    return params
+
+@patch
+def rows_for(self:PixelCNNpp, row): return 4*(row//4 + 1)  # the coarsest resolution has one row for four
+
+# %% ../nbs/06_pixelcnn.ipynb #23c3ed35
 @patch
 def forward(self:PixelCNNpp,
     x:torch.Tensor, # (B, C, H, W) in [-1, 1], or smoothed
@@ -146,9 +164,7 @@ def forward(self:PixelCNNpp,
 ) -> torch.Tensor: # (B, P, H, W) parameters of each pixel's mixture, P = `n_params(channels, n_mix)`
     "Every pixel's mixture from the pixels before it, all in one pass; raises `ValueError` for inputs of the wrong shape"
     self._check_inputs(x, context)
-    contexts, cond = self.encoder(context) if self.encoder else [None]*3, self._cond(label, len(x))
-    sides = [dict(context=c, cond=cond) for c in contexts]
-    return self.out(F.elu(self._way_down(self._way_up(x, sides), sides)))
+    return self.prepared(context, label)(x)
 
 # %% ../nbs/06_pixelcnn.ipynb #8e88e3e6
 @patch

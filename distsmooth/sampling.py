@@ -105,19 +105,35 @@ def uniforms(self:Autoregressive,
     device = generator.device if generator else p.device
     return torch.rand(_whole('n', n, 1), self.channels+1, *self.size, generator=generator, dtype=p.dtype, device=device).to(p.device)
 
-# %% ../nbs/04_sampling.ipynb #ee990de9
+# %% ../nbs/04_sampling.ipynb #298dfee8
+@patch
+def rows_for(self:Autoregressive,
+    row:int, # Index of a row
+) -> int: # How many rows of the canvas, from the top
+    "The rows that it takes to compute one row's mixtures: all, unless a subclass can do with fewer"
+    return self.size[0]
+
+@patch
+def prepared(self:Autoregressive,
+    context:torch.Tensor=None, # (n, C', H, W) for a conditional model
+    **cond # Whatever else `forward` takes
+): # A function from the canvas's first `rows_for(row)` rows to their params
+    "`forward`, with all done beforehand that no pixel changes: a subclass may read its context here, once"
+    return lambda x: self(x, context, **cond)
+
+# %% ../nbs/04_sampling.ipynb #aeac42e4
 def naive(
     model:Autoregressive, # Anything causal
     uniforms:torch.Tensor, # (n, C+1, H, W)
     context:torch.Tensor=None, # (n, C', H, W) for a conditional model
     **cond # Whatever else `forward` takes
 ): # Yields (row, x): the canvas (n, C, H, W), drawn down to that row
-    "One pass of the whole network for every pixel"
-    x = uniforms.new_zeros(len(uniforms), model.channels, *model.size)
+    "One pass of the network for every pixel, over all rows that it needs"
+    params, x = model.prepared(context, **cond), uniforms.new_zeros(len(uniforms), model.channels, *model.size)
     for i in range(model.size[0]):
         for j in range(model.size[1]):
             at = ..., slice(i, i+1), slice(j, j+1)
-            x[at] = model.mixture(model(x, context, **cond)[at]).sample(uniforms[at])
+            x[at] = model.mixture(params(x[:, :, :model.rows_for(i)])[at]).sample(uniforms[at])
         yield i, x
 
 METHODS = {'naive': naive}

@@ -12,6 +12,7 @@ def readme(cfg):
     "README.md as text: the visible cells of the index, its pictures named from the top level"
     nb = nbformat.read(cfg.nbs_path/cfg.readme_nb, 4)
     nb.cells = [c for c in nb.cells if c.cell_type != 'raw' and not re.match(r'#\s*\|\s*hide\b', c.source)]
+    nb.metadata['language_info'] = {'name': 'python'}
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = re.sub(r'\]\((images/|[\w/]+\.ipynb)', r'](nbs/\1', body)
     return f'<!-- Written from nbs/{cfg.readme_nb}: change that. -->\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'

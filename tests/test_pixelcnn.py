@@ -228,6 +228,20 @@ def test_encoder_resolutions():
     assert [tuple(f.shape) for f in feats] == [(2, 6, 8, 12), (2, 6, 4, 6), (2, 6, 2, 3)]
     assert len(ContextEncoder(1, 3, n_levels=4)(torch.zeros(1, 1, 16, 16))) == 4
 
+@pytest.mark.parametrize('context_channels', [0, 2])
+def test_fewer_rows_give_the_same_params(context_channels):
+    "What `sample` computes of a row, from the rows down to it alone, is what one full pass says"
+    model = PixelCNNpp(1, (12, 8), 4, 1, 2, dropout=0., context_channels=context_channels, n_classes=3).double()
+    x, label = torch.randn(2, 1, 12, 8, dtype=torch.float64), torch.tensor([0, 2])
+    context = torch.randn(2, 2, 12, 8, dtype=torch.float64) if context_channels else None
+    full, params = model(x, context, label), model.prepared(context, label)
+    for row in range(12):
+        rows = model.rows_for(row)
+        assert row < rows <= 12
+        torch.testing.assert_close(params(x[:, :, :rows])[:, :, row], full[:, :, row])
+    drawn = model.sample(context=context, uniforms=model.uniforms(2, torch.Generator().manual_seed(0)), label=label)
+    assert drawn.shape == x.shape
+
 def test_labels_shift_every_gate():
     model = build(n_classes=3)
     x = noise(1, 1, 8, 8)

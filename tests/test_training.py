@@ -71,4 +71,10 @@ def test_bad_configuration(field, value):
     with pytest.raises(ValueError, match=f'{field} must'): TrainConfig(**{field: value})
 
 def test_a_loss_that_is_no_number_stops_the_run():
-    with pytest.raises((FloatingPointError, ValueError)): list(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_task(KERNEL), config()))
+    factors = iter([1., 1., math.nan])
+    states = train(net(), stripes(), lambda x, g=None: (KERNEL.sample(x, g)*next(factors), None), config())
+    assert next(states).step == 1
+    with pytest.raises(FloatingPointError, match='the loss is nan: lower lr'): next(states)
+
+def test_a_first_batch_of_rubbish_is_refused():
+    with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_task(KERNEL), config()))
