@@ -1,4 +1,5 @@
-"""A notebook in JupyterLab, in a real browser: both kinds of slider move their picture, and nothing outside this machine is asked for."""
+"""A real browser: the live slider moves its picture in JupyterLab, the frame slider in a plain page, and nothing outside this machine is asked for."""
+import json
 import os
 import shutil
 import socket
@@ -92,14 +93,19 @@ def test_live_slider(page):
     sync_api.expect(box.locator('.widget-readout')).not_to_have_text(value, timeout=60_000)
     sync_api.expect(box.locator('img').first).not_to_have_attribute('src', before, timeout=60_000)
 
-def test_frame_slider(page):
-    "The same without a kernel's help: another frame, another label"
-    slider = scroll_to(page, '.frame-slider input[type=range]')
-    box = page.locator('.frame-slider').first
-    alt = box.locator('img:visible').get_attribute('alt')
-    slider.focus()
-    page.keyboard.press('ArrowRight')
-    sync_api.expect(box.locator('img:visible')).not_to_have_attribute('alt', alt)
-    assert box.locator('img:visible').count() == 1 and box.locator('img:visible').get_attribute('alt').endswith(box.locator('output').inner_text())
+def test_frame_slider_in_a_page_without_a_kernel(page):
+    "What the notebook saved, in a plain page: the arrow key shows another frame and another label"
+    cells = json.loads(NOTEBOOK.read_text())['cells']
+    saved = next(''.join(o['data']['text/html']) for c in cells for o in c.get('outputs', []) if 'frame-slider' in ''.join(o.get('data', {}).get('text/html', '')))
+    plain = page.context.new_page()
+    plain.set_content(saved)
+    box = plain.locator('.frame-slider')
+    first = box.locator('img:visible').get_attribute('alt')
+    plain.locator('input[type=range]').focus()
+    plain.keyboard.press('ArrowRight')
+    sync_api.expect(box.locator('img:visible')).not_to_have_attribute('alt', first)
+    assert box.locator('img:visible').count() == 1
+    assert box.locator('img:visible').get_attribute('alt').endswith(' = ' + box.locator('output').inner_text())
+    plain.close()
 
 def test_nothing_outside(page): assert not page.outside

@@ -39,7 +39,7 @@ def test_loss_is_nats_per_dimension():
     assert_close(torch.tensor(state.loss), -model.log_prob(x).mean()/model.dims, rtol=1e-4, atol=1e-4)
 
 def test_average_of_the_weights():
-    model, before, expected = net(), None, None
+    model, expected = net(), None
     for s in train(model, stripes(), smooth_task(KERNEL), config(ema=.5, steps=4)):
         now = model.init[0].conv.bias.detach().clone()
         expected = now if expected is None else .5*expected + .5*now
