@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 os.environ |= {'MPLBACKEND': 'agg', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
 
-def run(*command, cwd=ROOT): subprocess.run([str(BIN/command[0]), *map(str, command[1:])], cwd=cwd, check=True)
+def run(*command, cwd=ROOT, **env): subprocess.run([str(BIN/command[0]), *map(str, command[1:])], cwd=cwd, check=True, env=os.environ | env)
 
 def fresh_copy(tmp):
     "What git would commit of the notebooks and the settings, in `tmp`"
@@ -31,7 +31,7 @@ def notebooks_are_clean():
 
 def readme_is_fresh(): run('python', 'scripts/readme_docs.py', '--check')
 def code_is_tidy(): run('python', '-m', 'pyflakes', *sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).glob('*.py')))
-def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing')
+def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing', OMP_NUM_THREADS='1')  # two workers of one thread each
 def tests_pass(): run('python', '-m', 'pytest', '-q', '--durations=8', 'tests')
 
 for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, notebooks_run, tests_pass):
