@@ -26,11 +26,13 @@ def site(cfg):
     work = cfg.config_path/'_site_src'
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(proc_nbs(force=True, n_workers=2), work, ignore=shutil.ignore_patterns(cfg.doc_path.name))
-    sidebar = (work/'sidebar.yml').read_text()
-    for old in sorted(work.rglob('*.ipynb')):  # masked.html, not 03_masked.html: the name that nbdev's links use
-        new = old.with_name(re.sub(r'^\d+[a-zA-Z]?_', '', old.name))
-        if new != old: old.rename(new); sidebar = sidebar.replace(old.name, new.name)
-    (work/'sidebar.yml').write_text(sidebar)
+    pages, texts = sorted(work.rglob('*.ipynb')), [work/'sidebar.yml']
+    names = {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.name) for p in pages}  # masked.html, not 03_masked.html: the name that nbdev's links use
+    texts += [p.rename(p.with_name(names[p.name])) for p in pages]
+    for path in texts:
+        text = path.read_text(encoding='utf8')
+        for old, new in names.items(): text = text.replace(old, new)
+        path.write_text(text, encoding='utf8')
     (work/'styles.css').write_text('')
     subprocess.run(['smalldocs', 'render', str(work)], check=True)
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
