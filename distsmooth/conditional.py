@@ -7,6 +7,7 @@ __all__ = ['StackedPixelCNNpp']
 
 # %% ../nbs/08_conditional.ipynb #d0c3f07f
 import torch
+from fastcore.basics import patch
 from .pixelcnn import PixelCNNpp
 from .sampling import Autoregressive
 
@@ -41,3 +42,25 @@ def _stack(context, x):
     if context is None: raise ValueError('this model is conditional: give it a context')
     if context.shape != x.shape: raise ValueError(f'context {tuple(context.shape)} must have the shape of x {tuple(x.shape)}')
     return torch.cat([context, x], 2)
+
+# %% ../nbs/08_conditional.ipynb #88cbd3a1
+@patch
+def steps(self:StackedPixelCNNpp,
+    x:torch.Tensor, # (n, C, H, W), the canvas that is being drawn on
+    start:int=0, # The rows above this one are there already; a multiple of 4
+    context:torch.Tensor=None, # (n, C, H, W)
+    label:torch.Tensor=None, # (n,) class numbers
+): # For `distsmooth.sampling.cached`
+    "The steps of the tall network, of which the upper half is known: one pass reads it"
+    return _LowerHalf(self.net, _stack(context, x), x, start, label)
+
+class _LowerHalf:
+    "The steps of `net` on a tall canvas, for a sampler that sees its lower half `x`"
+    def __init__(self, net, tall, x, start, label):
+        self.tall, self.x, self.top = tall, x, x.shape[2]
+        self.steps = net.steps(tall, self.top + start, label=label)
+        self.pixel = self.steps.pixel
+    def row(self, i):
+        self.tall[:, :, self.top:self.top+i] = self.x[:, :, :i]
+        self.steps.row(self.top + i)
+        self.phase = self.steps.phase

@@ -74,7 +74,7 @@ def shift_padding(
     if down and kw % 2 == 0: raise ValueError(f"kernel must have an odd width for direction='down', got {kernel}")
     return (kw//2, kw//2, kh-1, 0) if down else (kw-1, 0, kh-1, 0)
 
-# %% ../nbs/03_masked.ipynb #14900576
+# %% ../nbs/03_masked.ipynb #766e51f7
 SHIFTS = {'down': (0, 0, 1, -1), 'right': (1, -1, 0, 0)}  # (left, right, top, bottom) for `F.pad`
 
 class ShiftedConv2d(nn.Module):
@@ -91,11 +91,22 @@ class ShiftedConv2d(nn.Module):
         if stride < 1 or (shift and stride > 1): raise ValueError(f'stride must be at least 1, and 1 for a layer with shift, got {stride}')
         kernel = kernel or KERNELS[_one_of('direction', direction, KERNELS)]
         self.direction, self.shift, self.pad = direction, shift, shift_padding(kernel, direction)
+        self.reach = self.pad[2] + (shift and direction == 'down')  # rows above its own that an output looks at
         self.conv = weight_norm(nn.Conv2d(n_in, n_out, tuple(kernel), stride))
-    def forward(self, x):
-        h = self.conv(F.pad(x, self.pad))
-        return F.pad(h, SHIFTS[self.direction]) if self.shift else h
     def extra_repr(self): return f'direction={self.direction}, shift={self.shift}'
+
+# %% ../nbs/03_masked.ipynb #02b051d5
+@patch
+def forward(self:ShiftedConv2d,
+    x:torch.Tensor, # (B, n_in, H, W): the image, or a strip of its rows
+    above:torch.Tensor=None, # (B, n_in, reach, W): the rows above the strip; without them, `x` begins at the top of the image
+) -> torch.Tensor: # (B, n_out, H/stride, W/stride)
+    "Convolve what is there with zeros, or the rows `above`, in front of it"
+    left, right, top, _ = self.pad
+    if above is not None: x, top = torch.cat([above, x], 2), 0
+    h = self.conv(F.pad(x, (left, right, top, 0)))
+    if not self.shift: return h
+    return h[:, :, :-1] if above is not None and self.direction == 'down' else F.pad(h, SHIFTS[self.direction])
 
 # %% ../nbs/03_masked.ipynb #439e087c
 class ShiftedConvTranspose2d(nn.Module):
@@ -123,9 +134,10 @@ def pointwise(
 # %% ../nbs/03_masked.ipynb #2d8eec03
 def concat_elu(
     x:torch.Tensor, # (B, C, H, W)
+    dim:int=1, # The axis of the channels
 ) -> torch.Tensor: # (B, 2*C, H, W)
     "ELU of `x` and of `-x`, stacked: both signs keep a gradient"
-    return F.elu(torch.cat([x, -x], 1))
+    return F.elu(torch.cat([x, -x], dim))
 
 # %% ../nbs/03_masked.ipynb #a9793a0c
 class GatedResidual(nn.Module):

@@ -58,7 +58,7 @@ def denoise(self:SmoothedModel,
     x_noisy:torch.Tensor, # (B, C, H, W) smoothed images
     how:str='two_step', # 'two_step', 'single_step', or None to leave them as they are
     uniforms:torch.Tensor=None, # (B, C+1, H, W) base noise of the reverse model
-    **kwargs # `score` of `single_step`, or `method` and `progress` of `Autoregressive.sample`
+    **kwargs # `score` of `single_step`, or what `Autoregressive.sample` takes: `method`, `transform`, `temperature`, ...
 ) -> torch.Tensor: # (B, C, H, W)
     "Bring smoothed images back to clean ones; raises `ValueError` for a way back that this model does not have"
     self._check(how)
@@ -83,17 +83,30 @@ def sample(self:SmoothedModel,
     sigma:float=None, # Noise level; only the kernel's own for a model trained at one level
     uniforms:tuple=None, # From `uniforms(n)`: the same uniforms give the same samples
     generator=None, # A `torch.Generator`, if `uniforms` are left out
-    method:str='naive', # One of `distsmooth.sampling.METHODS`
-    progress:bool=False, # Show a bar
+    **how # What `Autoregressive.sample` takes: `method`, `progress`, `transform`, `temperature`, `dtype`, ...; for both networks
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw smoothed samples and bring them back"
     self._check(denoise, sigma)
     if uniforms is None:
         if n is None: raise ValueError('say how many samples: n or uniforms')
         uniforms = self.uniforms(n, generator)
-    x_noisy = self.smooth.sample(uniforms=uniforms[0], method=method, progress=progress)
-    drawing = dict(method=method, progress=progress) if denoise == 'two_step' else {}
-    return self.denoise(x_noisy, denoise, uniforms=uniforms[1], **drawing)
+    x_noisy = self.smooth.sample(uniforms=uniforms[0], **how)
+    return self.denoise(x_noisy, denoise, uniforms=uniforms[1], **how if denoise == 'two_step' else {})
+
+# %% ../nbs/09_pipeline.ipynb #d3a2ad5e
+@patch
+def complete(self:SmoothedModel,
+    x:torch.Tensor, # (n, C, H, W): clean images, of which only the pixels in `mask` count
+    mask:torch.Tensor, # (H, W) or (n, 1, H, W), True where a pixel is known
+    uniforms:tuple=None, # From `uniforms(n)`
+    generator=None, # A `torch.Generator`, for the noise on the known pixels, and for the uniforms if they are left out
+    **how # What `Autoregressive.sample` takes
+) -> torch.Tensor: # (n, C, H, W): `x` where it is known
+    "Draw the pixels that are not known, by way of smoothed images: smooth what is known, complete that, and go back"
+    self._check('two_step')
+    smooth, reverse = self.uniforms(len(x), generator) if uniforms is None else uniforms
+    x_noisy = self.smooth.sample(uniforms=smooth, known=self.kernel.sample(x, generator), mask=mask, **how)
+    return self.reverse.sample(context=x_noisy, uniforms=reverse, known=x, mask=mask, **how)
 
 # %% ../nbs/09_pipeline.ipynb #5ab09bf6
 @patch
