@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from .masked import GatedResidual, ShiftedConv2d, ShiftedConvTranspose2d, concat_elu
 
-# %% ../nbs/03b_incremental.ipynb #f4f546bc
+# %% ../nbs/03b_incremental.ipynb #2fdcac31
 def _plain(module):
     "`module` without its parametrizations: what they computed stands in their place"
     kind = type_before_parametrizations(module)
@@ -28,11 +28,11 @@ def folded(
     model:nn.Module, # Left as it is
     dtype:torch.dtype=None, # Of the copy, such as `torch.bfloat16`; the model's own if left out
 ) -> nn.Module: # In evaluation mode, without gradients
-    "A copy of `model` to sample from: weight norm is worked out once, not at every call"
+    "A copy of `model` to sample from: weight norm (Salimans & Kingma 2016) is worked out once, not at every call"
     plain = {id(m): _plain(m) for m in model.modules() if is_parametrized(m)}
     return copy.deepcopy(model, plain).eval().requires_grad_(False).to(dtype=dtype)
 
-# %% ../nbs/03b_incremental.ipynb #4fd271be
+# %% ../nbs/03b_incremental.ipynb #8ab47d6c
 class Memory:
     "Within a `with`, the shifted convolutions of `net` go on where they stopped: each finds the rows above a strip here, in place of zeros"
     def __init__(self,
@@ -47,27 +47,41 @@ class Memory:
     def _before(self, layer, args, kwargs):
         self.seen[layer] = args[0]
         return args, dict(above=self.above.get(layer))
-    def keep(self):
-        "The strip that the network saw last is final: what comes next lies below it"
-        for layer, x in self.seen.items():
-            above = self.above.get(layer)
-            rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
-            self.above[layer] = rows[:, :, x.shape[2]:].clone()
-        self.seen.clear()
 
-# %% ../nbs/03b_incremental.ipynb #7b46db60
+# %% ../nbs/03b_incremental.ipynb #b253f1fa
+@patch
+def keep(self:Memory):
+    "The strip that the network saw last is final: what comes next lies below it; a `ValueError` if a stride doesn't divide its rows"
+    for layer, x in self.seen.items():
+        stride = layer.conv.stride[0]
+        if x.shape[2] % stride: raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
+        above = self.above.get(layer)
+        rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
+        self.above[layer] = rows[:, :, x.shape[2]:].clone()
+    self.seen.clear()
+
+# %% ../nbs/03b_incremental.ipynb #55e9e6ef
 def _windows(x, width, stride):
     "What each position of a convolution along the columns sees: (C, W, n) to (C*width, n_columns*n)"
     return x.unfold(1, width, stride).permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
 
+# %% ../nbs/03b_incremental.ipynb #a3d5e125
+def _check_layer(layer, direction):
+    "A `ValueError` unless `layer` is one that has an incremental form"
+    height, refused = layer.conv.kernel_size[0], getattr(layer, 'shift', False) and direction == 'down'
+    if layer.direction != direction or height != 2 or refused:
+        raise ValueError(f"layer must be a {direction!r} one of height 2{', without shift' if refused else ''}, got {layer.direction!r} of height {height}, shift={getattr(layer, 'shift', False)}")
+
+# %% ../nbs/03b_incremental.ipynb #f850f801
 class RowConv:
     "A 'down' convolution of height 2, one row at a time: each row adds to its own output, and leaves a `carry` for the row below"
     def __init__(self,
-        layer:ShiftedConv2d, # 'down', without shift
+        layer:ShiftedConv2d, # 'down', height 2, without shift; as `folded` leaves it
         n:int, # Images
         base:torch.Tensor=None, # (n_out, 1) or (n_out, columns*n): what every row begins with; the bias if left out
         above:torch.Tensor=None, # (n, n_in, 1, W): the row above the first one, if that is not the top
     ):
+        _check_layer(layer, 'down')
         conv = layer.conv
         self.n, self.pad, self.width, self.stride = n, layer.pad[:2], conv.kernel_size[1], conv.stride[1]
         self.above, self.own = (conv.weight[:, :, k].flatten(1) for k in (0, 1))
@@ -75,55 +89,63 @@ class RowConv:
         self.carry = self.base
         if above is not None: self.leave(self.window(above[:, :, -1].permute(1, 2, 0).flatten(1)))
 
-# %% ../nbs/03b_incremental.ipynb #3cf9df82
+# %% ../nbs/03b_incremental.ipynb #848dd5b2
 @patch
 def window(self:RowConv,
-    x:torch.Tensor, # (C, W*n)
-) -> torch.Tensor: # (C*width, columns*n)
-    "A row as the kernel meets it"
+    x:torch.Tensor, # (n_in, W*n), a row of the input
+) -> torch.Tensor: # (n_in*width, columns*n)
+    "A row as the kernel meets it, for `read` and `leave`"
     return _windows(F.pad(x.view(len(x), -1, self.n), (0, 0, *self.pad)), self.width, self.stride)
 
 @patch
-def leave(self:RowConv, window):
+def leave(self:RowConv,
+    window:torch.Tensor, # (n_in*width, columns*n)
+):
     "Keep what a row's `window` adds to the row below"
     self.carry = torch.addmm(self.base, self.above, window)
 
 @patch
-def read(self:RowConv, window):
-    "The output (n_out, columns*n) of a row, from its `window` and the row above"
+def read(self:RowConv,
+    window:torch.Tensor, # (n_in*width, columns*n)
+) -> torch.Tensor: # (n_out, columns*n)
+    "The output of a row, from its `window` and the row above"
     return torch.addmm(self.carry, self.own, window)
 
+# %% ../nbs/03b_incremental.ipynb #22cefab4
 @patch
 def row(self:RowConv,
-    x:torch.Tensor, # (C, W*n)
-) -> torch.Tensor: # (n_out, W*n)
+    x:torch.Tensor, # (n_in, W*n), a row of the input
+) -> torch.Tensor: # (n_out, W*n), the same row of the output
     "The next row's output; for a layer of stride 1"
     window = self.window(x)
     out = self.read(window)
     self.leave(window)
     return out
 
-# %% ../nbs/03b_incremental.ipynb #afdbc3b3
-LANES = 16
+# %% ../nbs/03b_incremental.ipynb #72c96918
+LANES = 16  # Columns of a matrix product that a CPU computes together; images are padded to a multiple of it
+
+def _lanes(n): return -(-n//LANES)*LANES
 
 class PixelConv:
     "A 'right' convolution of height 2, one pixel at a time: the row above is added for the whole row at once, in `row`"
     def __init__(self,
-        layer:ShiftedConv2d, # 'right'
+        layer:ShiftedConv2d, # 'right', height 2; as `folded` leaves it
         width:int, # Columns of its input
         n:int, # Images
         base:torch.Tensor=None, # (n_out, 1) or (n_out, columns*n): what every row begins with; the bias if left out
         above:torch.Tensor=None, # (n, n_in, 1, width): the row above the first one, if that is not the top
     ):
+        _check_layer(layer, 'right')
         weight, stride, left = layer.conv.weight, layer.conv.stride[1], layer.pad[0] + layer.shift
-        (n_out, n_in, _, self.width), lanes = weight.shape, -(-n//LANES)*LANES
+        (n_out, n_in, _, self.width), columns = weight.shape, range(0, width, stride)
         self.n, self.stride, self.shift, self.base = n, stride, layer.shift, layer.conv.bias[:, None] if base is None else base
         self.above, self.own = weight[:, :, 0].flatten(1), weight[:, :, -1].transpose(1, 2).flatten(1)
-        self.seen = weight.new_zeros(left + width, n_in, lanes)
-        self.sums = weight.new_zeros(width//stride, n_out, lanes)
+        self.seen = weight.new_zeros(left + width, n_in, _lanes(n))
+        self.sums = weight.new_zeros(len(columns), n_out, _lanes(n))
         if above is not None: self.seen[left:, :, :n] = above[:, :, -1].permute(2, 1, 0)
         self.inputs, self.outputs = self.seen[left:].unbind(), self.sums.unbind()
-        self.windows = [self.seen[j:j + self.width].flatten(0, 1) for j in range(0, width, stride)]
+        self.windows = [self.seen[j:j + self.width].flatten(0, 1) for j in columns]
 
 # %% ../nbs/03b_incremental.ipynb #bac8d06e
 @patch
@@ -144,33 +166,38 @@ def pixel(self:PixelConv,
     "Finish a pixel: add its own row, as far as it is known"
     return self.outputs[j].addmm_(self.own, self.windows[j])
 
-# %% ../nbs/03b_incremental.ipynb #35a95f7e
+# %% ../nbs/03b_incremental.ipynb #792a241c
 def row_up(
     layer:ShiftedConvTranspose2d, # 'down'
-    x:torch.Tensor, # (n_in, W*n)
+    x:torch.Tensor, # (n_in, W*n), a row of the lower resolution
     n:int, # Images
 ) -> torch.Tensor: # (2, n_out, 2*W*n)
     "The two rows that come of one"
     out = layer(x.view(len(x), 1, -1, n).permute(3, 0, 1, 2))
     return out.permute(2, 1, 3, 0).flatten(2)
 
+# %% ../nbs/03b_incremental.ipynb #1915915c
 class PixelUp:
     "The four pixels that come of one, in a 'right' transposed convolution"
     def __init__(self,
-        layer:ShiftedConvTranspose2d, # 'right'
+        layer:ShiftedConvTranspose2d, # 'right'; as `folded` leaves it
         width:int, # Columns of its input
         n:int, # Images
     ):
-        weight, lanes = layer.conv.weight, -(-n//LANES)*LANES  # (n_in, n_out, 2, 2)
+        _check_layer(layer, 'right')
+        weight, lanes = layer.conv.weight, _lanes(n)  # (n_in, n_out, 2, 2)
         self.weight, self.bias = weight.permute(2, 3, 1, 0).flatten(0, 2), layer.conv.bias.repeat(4)[:, None]
         self.outputs = weight.new_zeros(width, len(self.weight), lanes).unbind()
         fours = [out.view(2, 2, -1, lanes) for out in self.outputs]
         self.at = [[four[a, b] for four in fours for b in (0, 1)] for a in (0, 1)]  # (n_out, lanes) at [row % 2][column]
-    def pixel(self, j, x):
-        "Spread `x` (n_in, lanes) at column `j` over two rows and two columns"
+    def pixel(self,
+        j:int, # Column of the input
+        x:torch.Tensor, # (n_in, lanes)
+    ):
+        "Spread `x` over two rows and two columns: it stays at `at[row % 2][column]` until column `j` comes again"
         torch.addmm(self.bias, self.weight, x, out=self.outputs[j])
 
-# %% ../nbs/03b_incremental.ipynb #4e671947
+# %% ../nbs/03b_incremental.ipynb #3f700580
 def _matrix(conv): return None if conv is None else conv.weight.flatten(1)
 
 def _bases(block, columns, cond):
@@ -183,7 +210,7 @@ def _bases(block, columns, cond):
 class RowBlock:
     "A `GatedResidual` of 'down' convolutions, one row at a time"
     def __init__(self,
-        block:GatedResidual, # Of the vertical stream
+        block:GatedResidual, # Of the vertical stream; as `folded` leaves it
         width:int, # Columns
         n:int, # Images
         above:dict={}, # `Memory.above`, if rows came before
@@ -207,11 +234,11 @@ def row(self:RowBlock,
     if context is not None: h.addmm_(self.context, context)
     return F.glu(self.conv_out.row(concat_elu(h, 0)), 0).add_(x)
 
-# %% ../nbs/03b_incremental.ipynb #be5660f2
+# %% ../nbs/03b_incremental.ipynb #100a5c92
 class PixelBlock:
     "A `GatedResidual` of 'right' convolutions, one pixel at a time; its shortcut is the vertical stream, and on the way down the way up's pixel too"
     def __init__(self,
-        block:GatedResidual, # Of the horizontal stream
+        block:GatedResidual, # Of the horizontal stream, with n_skip = n_filters or 2*n_filters; as `folded` leaves it
         width:int, # Columns
         n:int, # Images
         above:dict={}, # `Memory.above`, if rows came before
@@ -225,13 +252,13 @@ class PixelBlock:
         self.pairs = [[x.view(2, nf, -1) for x in conv.inputs] for conv in (self.conv_in, self.conv_out)]
         self.signs = block.skip.weight.new_tensor([1., -1.]).view(2, 1, 1)
 
-# %% ../nbs/03b_incremental.ipynb #e4c6fb83
+# %% ../nbs/03b_incremental.ipynb #94be891b
 @patch
 def row(self:PixelBlock,
     e:torch.Tensor, # (2*n_filters, W*n), concat-ELU of the vertical stream
     context:torch.Tensor=None, # (n_context, W*n)
 ):
-    "Begin a row"
+    "Begin a row: all that is known of it before its first pixel"
     self.conv_in.row((self.vertical, e), *([] if context is None else [(self.context, context)]))
     self.conv_out.row()
 
@@ -244,6 +271,7 @@ def read(self:PixelBlock,
     F.elu_(torch.mul(x, self.signs, out=self.pairs[0][j]))
     return self.conv_in.inputs[j]
 
+# %% ../nbs/03b_incremental.ipynb #e634bf86
 @patch
 def pixel(self:PixelBlock,
     j:int, # Column

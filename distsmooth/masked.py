@@ -137,7 +137,7 @@ def concat_elu(
     dim:int=1, # The axis of the channels
 ) -> torch.Tensor: # (B, 2*C, H, W)
     "ELU of `x` and of `-x`, stacked: both signs keep a gradient"
-    return F.elu(torch.cat([x, -x], dim))
+    return F.elu(torch.cat([x, -x], dim), inplace=True)
 
 # %% ../nbs/03_masked.ipynb #a9793a0c
 class GatedResidual(nn.Module):

@@ -1,6 +1,8 @@
 """The command, run as a user runs it."""
+import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from distsmooth import bench, cli
 from distsmooth.cli import main, stages
 from distsmooth.denoising import single_step
 from distsmooth.pipeline import SmoothedModel
@@ -81,3 +84,62 @@ def test_out_is_a_file(tmp_path):
     (tmp_path/'f').write_text('mine')
     done = command('demo', '--out', str(tmp_path/'f'))
     assert done.returncode != 0 and 'out must be a folder' in done.stderr and (tmp_path/'f').read_text() == 'mine'
+
+@pytest.mark.parametrize('interrupted, kept', [(2, 2), (3, 4)], ids=['in the second batch', 'in the third batch'])
+def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, capsys, interrupted, kept):
+    args = ['demo', '--model', small, '--n', '5', '--batch_size', '2', '--out']
+    main([*args, str(tmp_path/'whole')])
+    begun = []
+    def stages_until(*a, **k):
+        begun.append(a)
+        if len(begun) == interrupted: signal.raise_signal(signal.SIGINT)
+        return stages(*a, **k)
+    monkeypatch.setattr(cli, 'stages', stages_until)
+    main([*args, str(tmp_path/'part')])
+    assert f'interrupted: keeping {interrupted - 1} of 3 batches' in capsys.readouterr().out
+    assert {p.name for p in (tmp_path/'part').iterdir()} == {'demo.png', 'samples.npz'}
+    with np.load(tmp_path/'whole'/'samples.npz') as whole, np.load(tmp_path/'part'/'samples.npz') as part:
+        assert all(len(v) == kept for v in part.values())
+        for name in ('clean', 'smoothed_unclipped', 'single_step', 'two_step'): np.testing.assert_array_equal(part[name], whole[name][:kept])
+
+def test_ctrl_c_in_the_first_batch_writes_nothing(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'stages', lambda *a, **k: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt): main(['demo', '--model', small, '--n', '3', '--out', str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(bench.NETWORKS, 'tiny', lambda: PixelCNNpp(size=8, n_filters=2, n_resnet=1, n_mix=1))
+
+def test_bench_writes_its_figures(tiny, tmp_path, capsys):
+    file = tmp_path/'figures.json'
+    file.write_text('old')
+    main(['bench', 'sampling', '--cases', '["tiny:2", "tiny:3"]', '--methods', '["cached", "naive"]', '--repeats', '1', '--device', 'cpu', '--json', str(file)])
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out.splitlines()
+    assert set(result) == {'machine', 'rows'} and result['machine']['dtype'] == 'float32'
+    assert [(r['n'], r['method'], r['extrapolated']) for r in result['rows']] == [(n, m, e) for n in (2, 3) for m, e in (('naive', True), ('cached', False), ('naive', False))]
+    assert all({'seconds', 'passes', 'ratio', 'images_per_second', 'hours_per_2000', 'peak_bytes', 'kept_bytes'} <= set(r) for r in result['rows'])
+    assert printed[0] == bench.as_line() and printed[1:7] == [bench.as_line(r) for r in result['rows']]
+    assert list(tmp_path.iterdir()) == [file]
+
+def test_bench_in_half_the_bits(tiny, capsys):
+    main(['bench', 'sampling', '--cases', '["tiny:1"]', '--methods', '[]', '--repeats', '1', '--device', 'cpu', '--dtype', 'bfloat16'])
+    assert "'dtype': 'bfloat16'" in capsys.readouterr().out
+
+@pytest.mark.parametrize('args, says', [
+    (['--cases', '["cats:2"]'], "cases must be like 'mnist:16'"),
+    (['--cases', '["tiny:2", "tiny:none"]'], "got 'tiny:none'"),
+    (['--cases', '["tiny:2"]', '--methods', '["magic"]'], "got 'magic'"),
+    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be at least 1, got 0'),
+    (['--cases', '["tiny:2"]', '--device', 'abacus'], "device must be 'cpu'"),
+    (['--cases', '["tiny:2"]', '--dtype', 'float8'], "dtype must be one of ['float32', 'bfloat16'], got 'float8'"),
+], ids=['network', 'count', 'method', 'repeats', 'device', 'dtype'])
+def test_bad_bench_ends_in_one_line_and_leaves_no_file(tiny, tmp_path, args, says):
+    with pytest.raises(SystemExit) as end: main(['bench', 'sampling', *args, '--json', str(tmp_path/'f.json')])
+    assert says in str(end.value) and str(end.value).startswith('distsmooth: ') and '\n' not in str(end.value)
+    assert not list(tmp_path.iterdir())
+
+def test_bench_help_names_every_argument(capsys):
+    with pytest.raises(SystemExit): main(['bench', 'sampling', '--help'])
+    text = capsys.readouterr().out
+    for name in ('--cases', '--methods', '--repeats', '--device', '--dtype', '--json'): assert name in text

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from scipy import integrate, special, stats
+from scipy import integrate, optimize, special, stats
 from torch.testing import assert_close
 from distsmooth.logistic import DiscretizedLogisticMixture, LogisticMixture, log_sigmoid_diff, n_params, quantize
 
@@ -296,3 +296,67 @@ def test_a_clean_process_has_every_name():
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert abs(float(out.stdout.split()[0])) < 1e-6 and abs(float(out.stdout.split()[1])) < 1e-6
+
+# one uniform, one sample: transforms and temperature
+
+def random_mixture(kind, channels, n_mix=4, n=500, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    params = torch.randn(2, n_params(channels, n_mix), 1, n, dtype=torch.float64, generator=g)
+    params[:, n_mix:] *= .5
+    return kind(params, channels), torch.rand(2, channels+1, 1, n, dtype=torch.float64, generator=g)
+
+KINDS = [(LogisticMixture, 1), (LogisticMixture, 3), (DiscretizedLogisticMixture, 1), (DiscretizedLogisticMixture, 3)]
+
+@pytest.mark.parametrize('kind, channels', KINDS)
+def test_icdf_transform_is_the_quantile(kind, channels):
+    mix, u = random_mixture(kind, channels)
+    x = mix.sample(u, 'icdf')
+    assert torch.equal(x, mix.icdf(u[:, 1:]))
+    assert torch.equal(x, mix.sample(torch.cat([1 - u[:, :1], u[:, 1:]], 1), 'icdf'))    # the first uniform has no say
+    if kind is LogisticMixture: assert_close(mix.cdf(x), u[:, 1:], rtol=0, atol=1e-12)
+
+@pytest.mark.parametrize('sharp', [-7., -4., -1.])
+@pytest.mark.parametrize('dtype, atol', [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_icdf_against_scipys_root_finder(sharp, dtype, atol):
+    "Needles beside hills, where Newton's method alone gets lost"
+    g, K, n = torch.Generator().manual_seed(1), 5, 40
+    logits, means = torch.randn(K, n, generator=g, dtype=torch.float64)*2, torch.rand(K, n, generator=g, dtype=torch.float64)*2 - 1
+    scales = sharp + torch.rand(K, n, generator=g, dtype=torch.float64)*3
+    u = torch.rand(1, 1, 1, n, generator=g, dtype=torch.float64)*.98 + .01
+    mix = LogisticMixture(torch.cat([logits, means, scales])[None, :, None].to(dtype))
+    found = mix.icdf(u.to(dtype)).flatten().double()
+    w = logits.softmax(0)
+    for k in range(n):
+        f = lambda v: float((w[:, k]*torch.sigmoid((v - means[:, k])*torch.exp(-scales[:, k]))).sum() - u[0, 0, 0, k])
+        root = optimize.brentq(f, -40, 40, xtol=1e-15, rtol=1e-14)
+        slope = (f(root + 1e-6) - f(root - 1e-6))/2e-6
+        assert abs(found[k] - root) < atol*(1 + 1/max(slope, 1e-3))
+
+def test_icdf_is_monotone_and_continuous_in_the_parameters():
+    mix, u = random_mixture(LogisticMixture, 1)
+    lower = mix.icdf(u[:, 1:]*.999)
+    assert (mix.icdf(u[:, 1:]) >= lower - 1e-14).all()
+    T = [1 + 1e-6*k for k in range(3)]
+    steps = torch.stack([mix.tempered(t).sample(u, 'icdf') for t in T]).diff(dim=0).abs()
+    assert steps.max() < 1e-3 and steps.max() > 0
+
+@pytest.mark.parametrize('kind, channels', KINDS)
+@pytest.mark.parametrize('temperature', [.1, .7, 1., 2.])
+def test_tempered_weights_and_scales(kind, channels, temperature):
+    mix, u = random_mixture(kind, channels)
+    new = mix.tempered(temperature)
+    assert type(new) is kind and new.shape == mix.shape
+    weights = mix.logits.exp()**(1/temperature)
+    assert_close(new.logits.exp(), weights/weights.sum(1, keepdim=True))
+    assert_close(new.log_scales.exp(), mix.log_scales.exp()*temperature)
+    assert torch.equal(new.means, mix.means)
+    if temperature == 1: assert torch.equal(mix.sample(u), new.sample(u))
+    if kind is LogisticMixture and channels == 1: assert stats.kstest(new.cdf(new.sample(u)).flatten(), 'uniform').pvalue > 1e-3
+
+@pytest.mark.parametrize('bad', [0, -1., math.inf, math.nan])
+def test_bad_temperatures(bad):
+    with pytest.raises(ValueError, match='temperature must be a positive number'): random_mixture(LogisticMixture, 1)[0].tempered(bad)
+
+def test_unknown_transform():
+    mix, u = random_mixture(LogisticMixture, 1)
+    with pytest.raises(ValueError, match=r"transform must be one of \['choice', 'icdf'\], got 'magic'"): mix.sample(u, 'magic')

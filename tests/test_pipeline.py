@@ -120,3 +120,35 @@ def test_the_box():
     assert error['joint'] < error['local'] < 0.3*(x_noisy - x).square().mean()
     bits = -sm.bound(x)/784/torch.tensor(2.).log()
     assert 0.5 < bits.mean() < 2
+
+SIZE = 8, 8
+
+@pytest.mark.parametrize('shape', ['image', 'one for all', 'one each'])
+@pytest.mark.parametrize('make', [pixels, stacked])
+def test_complete_keeps_what_is_known(make, shape):
+    sm, x = make(), torch.rand(3, 1, *SIZE)*2 - 1
+    mask = torch.rand(*SIZE) < .5
+    given = {'image': mask, 'one for all': mask[None, None], 'one each': torch.rand(3, 1, *SIZE) < .5}[shape]
+    done = sm.complete(x, given, generator=torch.Generator().manual_seed(0))
+    kept = given.expand(3, 1, *SIZE)
+    assert torch.equal(done[kept], x[kept]) and (done[~kept] != x[~kept]).all()
+    assert torch.equal(done, sm.complete(x, given, generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(done, sm.complete(x, given, generator=torch.Generator().manual_seed(1)))
+
+def test_complete_goes_by_way_of_the_smoothed_images():
+    "By hand: the same noise on what is known, then both networks"
+    sm, x, mask = pixels(), torch.rand(2, 1, *SIZE)*2 - 1, torch.zeros(*SIZE, dtype=torch.bool)
+    mask[0] = True
+    u = sm.uniforms(2, torch.Generator().manual_seed(1))
+    x_noisy = sm.smooth.sample(uniforms=u[0], known=sm.kernel.sample(x, torch.Generator().manual_seed(2)), mask=mask)
+    by_hand = sm.reverse.sample(context=x_noisy, uniforms=u[1], known=x, mask=mask)
+    assert torch.equal(sm.complete(x, mask, u, torch.Generator().manual_seed(2)), by_hand)
+
+def test_knobs_reach_both_networks():
+    sm = pixels()
+    u = sm.uniforms(4, torch.Generator().manual_seed(0))
+    plain, cool = sm.sample(uniforms=u), sm.sample(uniforms=u, temperature=.3, transform='icdf')
+    assert (plain != cool).any()
+    assert_close(sm.sample(uniforms=u, method='naive'), plain)
+    with pytest.raises(ValueError, match='temperature must be a positive number'): sm.sample(2, temperature=0)
+    with pytest.raises(ValueError, match='two_step'): SmoothedModel(sm.smooth).complete(torch.zeros(1, 1, *SIZE), torch.zeros(*SIZE, dtype=torch.bool))
