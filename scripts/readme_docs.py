@@ -15,6 +15,7 @@ def readme(cfg):
     nb.metadata['language_info'] = {'name': 'python'}
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = re.sub(r'\]\((images/|[\w/]+\.ipynb)', r'](nbs/\1', body)
+    body = body.replace('](../', '](')
     return f'<!-- Written from nbs/{cfg.readme_nb}: change that. -->\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 
 def site(cfg):
