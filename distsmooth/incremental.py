@@ -32,7 +32,7 @@ def folded(
     plain = {id(m): _plain(m) for m in model.modules() if is_parametrized(m)}
     return copy.deepcopy(model, plain).eval().requires_grad_(False).to(dtype=dtype)
 
-# %% ../nbs/03b_incremental.ipynb #8ab47d6c
+# %% ../nbs/03b_incremental.ipynb #a4facc46
 class Memory:
     "Within a `with`, the shifted convolutions of `net` go on where they stopped: each finds the rows above a strip here, in place of zeros"
     def __init__(self,
@@ -47,25 +47,21 @@ class Memory:
     def _before(self, layer, args, kwargs):
         self.seen[layer] = args[0]
         return args, dict(above=self.above.get(layer))
+    def keep(self):
+        "The strip that the network saw last is final: what comes next lies below it; a `ValueError` if a stride doesn't divide its rows"
+        for layer, x in self.seen.items():
+            stride = layer.conv.stride[0]
+            if x.shape[2] % stride: raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
+            above = self.above.get(layer)
+            rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
+            self.above[layer] = rows[:, :, x.shape[2]:].clone()
+        self.seen.clear()
 
-# %% ../nbs/03b_incremental.ipynb #b253f1fa
-@patch
-def keep(self:Memory):
-    "The strip that the network saw last is final: what comes next lies below it; a `ValueError` if a stride doesn't divide its rows"
-    for layer, x in self.seen.items():
-        stride = layer.conv.stride[0]
-        if x.shape[2] % stride: raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
-        above = self.above.get(layer)
-        rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
-        self.above[layer] = rows[:, :, x.shape[2]:].clone()
-    self.seen.clear()
-
-# %% ../nbs/03b_incremental.ipynb #55e9e6ef
+# %% ../nbs/03b_incremental.ipynb #846a121b
 def _windows(x, width, stride):
     "What each position of a convolution along the columns sees: (C, W, n) to (C*width, n_columns*n)"
     return x.unfold(1, width, stride).permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
 
-# %% ../nbs/03b_incremental.ipynb #a3d5e125
 def _check_layer(layer, direction):
     "A `ValueError` unless `layer` is one that has an incremental form"
     height, refused = layer.conv.kernel_size[0], getattr(layer, 'shift', False) and direction == 'down'
@@ -89,7 +85,7 @@ class RowConv:
         self.carry = self.base
         if above is not None: self.leave(self.window(above[:, :, -1].permute(1, 2, 0).flatten(1)))
 
-# %% ../nbs/03b_incremental.ipynb #848dd5b2
+# %% ../nbs/03b_incremental.ipynb #b049ce32
 @patch
 def window(self:RowConv,
     x:torch.Tensor, # (n_in, W*n), a row of the input
@@ -98,20 +94,15 @@ def window(self:RowConv,
     return _windows(F.pad(x.view(len(x), -1, self.n), (0, 0, *self.pad)), self.width, self.stride)
 
 @patch
-def leave(self:RowConv,
-    window:torch.Tensor, # (n_in*width, columns*n)
-):
-    "Keep what a row's `window` adds to the row below"
+def leave(self:RowConv, window):
+    "Keep what a row's `window` (n_in*width, columns*n) adds to the row below"
     self.carry = torch.addmm(self.base, self.above, window)
 
 @patch
-def read(self:RowConv,
-    window:torch.Tensor, # (n_in*width, columns*n)
-) -> torch.Tensor: # (n_out, columns*n)
-    "The output of a row, from its `window` and the row above"
+def read(self:RowConv, window):
+    "The output (n_out, columns*n) of a row, from its `window` and the row above"
     return torch.addmm(self.carry, self.own, window)
 
-# %% ../nbs/03b_incremental.ipynb #22cefab4
 @patch
 def row(self:RowConv,
     x:torch.Tensor, # (n_in, W*n), a row of the input

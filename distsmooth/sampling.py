@@ -181,7 +181,7 @@ def _pixel_by_pixel(steps, rule, x, start):
     cells = [here.part(slice(None), slice(j, j+1)) for j in range(W)]
     def draw_row(phase):
         for j in range(W): line[..., j:j+1] = cells[j](steps.pixel(j, line))
-    draw_row = Recorded(draw_row) if x.is_cuda else draw_row
+    draw_row = _recorded(draw_row, x)
     for i in range(start, x.shape[2]):
         steps.row(i)
         for mine, whole in zip(here.tensors, rule.tensors):
@@ -245,6 +245,10 @@ class Recorded:
             try: self.replays[args] = self.record(work)
             except RuntimeError: self.replays[args] = work
         self.replays[args]()
+
+def _recorded(f, x):
+    "`f`, recorded if `x` is on a GPU"
+    return Recorded(f) if x.is_cuda else f
 
 # %% ../nbs/04_sampling.ipynb #0b7cb66b
 def jacobi(
