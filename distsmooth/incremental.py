@@ -87,10 +87,8 @@ class RowConv:
 
 # %% ../nbs/03b_incremental.ipynb #b049ce32
 @patch
-def window(self:RowConv,
-    x:torch.Tensor, # (n_in, W*n), a row of the input
-) -> torch.Tensor: # (n_in*width, columns*n)
-    "A row as the kernel meets it, for `read` and `leave`"
+def window(self:RowConv, x):
+    "A row `x` (n_in, W*n) as the kernel meets it, (n_in*width, columns*n): for `read` and `leave`"
     return _windows(F.pad(x.view(len(x), -1, self.n), (0, 0, *self.pad)), self.width, self.stride)
 
 @patch
