@@ -4,8 +4,12 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from distsmooth.conditional import StackedPixelCNNpp
+from distsmooth.incremental import folded
 from distsmooth.masked import MaskedConv2d
-from distsmooth.sampling import METHODS, Autoregressive, check_images, draw, naive
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.sampling import METHODS, Autoregressive, Recorded, Rule, _pixel_by_pixel, check_images, draw, jacobi, naive
 
 class Tiny(Autoregressive):
     "One masked convolution, dropout, and for a conditional model a free convolution of the context"
@@ -185,7 +189,7 @@ def test_training_between_two_rows():
 @pytest.mark.parametrize('size', [(1, 1), (3, 4), 5])
 def test_passes(size):
     model = tiny(size=size); calls = []
-    model.register_forward_hook(lambda *_: calls.append(1)); model.sample(2)
+    model.register_forward_hook(lambda *_: calls.append(1)); model.sample(2, method='naive')
     assert len(calls) == model.size[0]*model.size[1]
 
 # faults
@@ -251,3 +255,325 @@ def test_a_model_comes_back_from_a_folder(tmp_path):
     u = model.uniforms(2, seeded(1))
     assert back.size == (3, 4)
     torch.testing.assert_close(back.sample(uniforms=u), model.float().double().sample(uniforms=u))
+
+# four algorithms, one result
+
+def calm(model, seed=0):
+    "A random network whose samples stay small"
+    torch.manual_seed(seed)
+    model = model().double().eval()
+    out = (model.net if isinstance(model, StackedPixelCNNpp) else model).out
+    with torch.no_grad(): out.parametrizations.weight.original0.mul_(.3)
+    return model
+
+def pixelcnn(channels=1, size=8, head='continuous', **kw): return calm(lambda: PixelCNNpp(channels, size, 4, 1, 2, head, **kw))
+def stacked(channels=1, size=(8, 4), head='continuous', **kw): return calm(lambda: StackedPixelCNNpp(channels, size, 4, 1, 2, head, **kw))
+
+MODELS = {**{f'tiny {ids(kw)}': lambda kw=kw: tiny(**kw) for kw in CASES},
+    'plain': pixelcnn, 'oblong': lambda: pixelcnn(size=(12, 8)), 'colour': lambda: pixelcnn(3, (4, 8)), '8 bits': lambda: pixelcnn(size=(4, 8), head='discretized'),
+    'labels': lambda: pixelcnn(size=(8, 4), n_classes=3), 'context': lambda: pixelcnn(size=(4, 12), context_channels=2), 'all': lambda: pixelcnn(3, (8, 4), 'discretized', context_channels=1, n_classes=3),
+    'stacked': stacked, 'stacked colour': lambda: stacked(3, 4, 'discretized', n_classes=3)}
+
+def conditions(model, n):
+    cond = dict(context=torch.randn(n, model.context_channels, *model.size, dtype=torch.float64, generator=seeded(3))) if model.context_channels else {}
+    n_classes = getattr(getattr(model, 'net', model), 'n_classes', 0)
+    return cond | (dict(label=torch.arange(n) % n_classes) if n_classes else {})
+
+def masks(model, n, kind, seed=0):
+    "(n, 1, H, W) and pixels to keep"
+    H, W = model.size
+    known = torch.rand(n, model.channels, H, W, dtype=torch.float64, generator=seeded(seed))*2 - 1
+    mask = {'random': torch.rand(n, 1, H, W, generator=seeded(seed+1)) < .4, 'all': torch.ones(n, 1, H, W).bool(), 'none': torch.zeros(n, 1, H, W).bool(),
+            'leading rows': (torch.arange(H) < H - 3)[:, None].expand(n, 1, H, W), 'lower half': (torch.arange(H) >= H//2)[:, None].expand(n, 1, H, W)}[kind]
+    return dict(known=known, mask=mask)
+
+def assert_one_result(model, n, **how):
+    u, cond = model.uniforms(n, seeded(4)), conditions(model, n)
+    drawn = {method: model.sample(uniforms=u, method=method, **cond, **how) for method in ('naive', 'cached', 'jacobi', 'jacobi_rows')}
+    for method, x in drawn.items(): torch.testing.assert_close(x, drawn['naive'], atol=1e-8, rtol=0, msg=lambda m: f'{method}: {m}')
+    if 'mask' in how:
+        mask = how['mask'].expand_as(x)
+        for x in drawn.values(): assert torch.equal(x[mask], how['known'][mask])
+    return drawn['naive']
+
+def test_the_table_of_methods(): assert list(METHODS) == ['naive', 'cached', 'jacobi', 'jacobi_rows']
+
+@pytest.mark.parametrize('name', MODELS)
+def test_all_methods_agree(name):
+    model = MODELS[name]()
+    x, other = assert_one_result(model, 2), assert_one_result(model, 2, transform='icdf', temperature=.7)
+    assert not torch.allclose(x, other)
+
+@pytest.mark.parametrize('how', [dict(temperature=.7), dict(transform='icdf')], ids=ids)
+@pytest.mark.parametrize('name', ['tiny 3-continuous-(3, 5)-2', 'plain', 'stacked colour'])
+def test_all_methods_agree_in_every_combination(name, how): assert_one_result(MODELS[name](), 2, **how)
+
+@pytest.mark.parametrize('name', ['labels', 'context'])
+def test_all_methods_agree_for_one_image_and_for_more_than_a_lane(name):
+    for n in (1, 17): assert_one_result(MODELS[name](), n)
+
+@pytest.mark.parametrize('kind', ['random', 'all', 'none', 'leading rows', 'lower half'])
+@pytest.mark.parametrize('name', ['tiny 3-continuous-(3, 5)-2', 'oblong', 'all', 'stacked'])
+def test_all_methods_agree_on_completions(name, kind):
+    model = MODELS[name]()
+    x = assert_one_result(model, 2, **masks(model, 2, kind))
+    if kind == 'none': torch.testing.assert_close(x, model.sample(uniforms=model.uniforms(2, seeded(4)), **conditions(model, 2)))
+    if kind == 'random': assert_one_result(model, 2, **masks(model, 2, kind), transform='icdf', temperature=.7)
+
+NETS = {}
+def net(name): return NETS.setdefault(name, MODELS[name]())
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(['random', 'leading rows']), st.sampled_from(['choice', 'icdf']), st.floats(.4, 1.5))
+def test_cached_is_naive_whatever_is_known(seed, kind, transform, temperature):
+    model = net('labels'); u, how = model.uniforms(2, seeded(seed)), dict(label=torch.tensor([0, 2]), transform=transform, temperature=temperature, **masks(model, 2, kind, seed))
+    torch.testing.assert_close(model.sample(uniforms=u, **how), model.sample(uniforms=u, method='naive', **how), atol=1e-8, rtol=0)
+
+def test_float32_draws_nearly_the_same_pixels():
+    model = pixelcnn().float(); u = model.uniforms(4, seeded(4))
+    drawn = [model.sample(uniforms=u, method=m) for m in METHODS]
+    for x in drawn: assert x.dtype == torch.float32 and ((x - drawn[0]).abs() < 1e-4).float().mean() > .95
+
+# completion
+@pytest.mark.parametrize('method', ['naive', 'cached', 'jacobi', 'jacobi_rows'])
+def test_leading_rows_are_not_drawn_again(method):
+    model = pixelcnn(size=(12, 4)); how = masks(model, 2, 'leading rows')
+    rows = [i for i, _ in draw(model, model.uniforms(2), method=method, **how)]
+    if 'jacobi' not in method: assert rows == [8, 9, 10, 11]   # 9 rows are known, and the period is 4
+    assert rows[-1] == 11
+
+def test_one_known_image_and_one_mask_for_all():
+    model = tiny(); u, how = model.uniforms(3, seeded(1)), masks(model, 1, 'random')
+    x = model.sample(uniforms=u, **how)
+    assert torch.equal(x, model.sample(uniforms=u, known=how['known'].expand(3, -1, -1, -1), mask=how['mask'][0, 0]))
+    assert torch.equal(x, model.sample(uniforms=u, known=how['known'], mask=how['mask'].expand(3, -1, -1, -1)))
+
+def test_what_is_known_last_has_no_say():
+    model = tiny(); u, how = model.uniforms(2, seeded(1)), masks(model, 2, 'lower half')
+    assert torch.equal(model.sample(uniforms=u, **how)[:, :, :2], model.sample(uniforms=u)[:, :, :2])
+
+def test_gradients_of_what_is_known_stay_out():
+    model = tiny(); how = masks(model, 2, 'random'); how['known'].requires_grad_()
+    assert not model.sample(2, **how).requires_grad
+
+# Jacobi
+@pytest.mark.parametrize('method', ['jacobi', 'jacobi_rows'])
+@pytest.mark.parametrize('name', ['plain', 'stacked colour', 'tiny 1-continuous-(3, 5)-0'])
+def test_rows_reported_final_never_change(name, method):
+    model = MODELS[name](); u, cond = model.uniforms(3, seeded(2)), conditions(model, 3)
+    items = [(row, x.clone()) for row, x in draw(model, u, method=method, **cond)]
+    rows, final = [row for row, _ in items], items[-1][1]
+    assert rows == sorted(rows) and rows[0] >= -1 and rows[-1] == model.size[0] - 1
+    for row, x in items: assert torch.equal(x[:, :, :row+1], final[:, :, :row+1])
+    strips = 1 if method == 'jacobi' else model.size[0]//model.period
+    assert len(items) <= model.size[0]*model.size[1] + strips
+
+class Snake(Autoregressive):
+    "Every pixel leans on the one before it in raster order"
+    def __init__(self, lean, size=(3, 4)): super().__init__(1, size, 1); self.lean = lean
+    def forward(self, x, context=None):
+        return torch.cat([torch.zeros_like(x), self.lean*nn.functional.pad(x.flatten(2), (1, -1)).view_as(x), torch.full_like(x, -2)], 1)
+
+def test_sweeps_of_the_worst_and_of_the_best_case():
+    for lean, n in ((.9, 13), (0., 2)): assert len(list(draw(Snake(lean), Snake(lean).uniforms(2), method='jacobi'))) == n
+
+def test_strips_need_not_divide_the_image():
+    class Row(Snake):
+        def prepared(self, context=None): return lambda x, top=0: Free.forward(self, x)   # looks along its row only
+    model = Row(.9, (5, 3)); u = model.uniforms(2)
+    x = torch.zeros(2, 1, 5, 3)
+    rows = [row for row, _ in jacobi(model, Rule(model.mixture, u), x, rows=2)]
+    assert rows[-1] == 4 and torch.equal(x, Free(1, (5, 3), 1).sample(uniforms=u, method='naive'))
+
+@pytest.mark.parametrize('method', ['jacobi', 'jacobi_rows'])
+def test_jacobi_ends_even_if_the_network_is_broken(method):
+    model = pixelcnn()
+    with torch.no_grad(): model.out.bias.fill_(torch.nan)
+    assert len(list(draw(model, model.uniforms(1), method=method))) <= 64 + 2
+
+# recordings
+def test_recorded_runs_then_records_then_replays():
+    log = []
+    def record(work):
+        log.append('record')
+        return lambda: log.append('replay')
+    f = Recorded(lambda *args: log.append(args), record)
+    for args in ((0,), (0,), (0,), (1, 2), (0,), (1, 2)): f(*args)
+    assert log == [(0,), 'record', 'replay', 'replay', (1, 2), 'replay', 'record', 'replay']
+
+def test_what_cannot_be_recorded_runs_each_time():
+    log, tries = [], []
+    def refuse(work): tries.append(1); raise RuntimeError('no')
+    f = Recorded(log.append, refuse)
+    for _ in range(4): f(7)
+    assert log == [7]*4 and tries == [1]
+    def broken(work): raise KeyError('a bug')
+    f = Recorded(log.append, broken); f(1)
+    with pytest.raises(KeyError): f(1)
+
+class Tape(TorchDispatchMode):
+    "What a CUDA graph does, on the CPU: keeps the operations of `work` with the very tensors they read and wrote, and undoes what they did"
+    def __init__(self, work):
+        super().__init__()
+        self.ops, undo = [], {}
+        self.undo = undo
+        with self: work()
+        for t, before in reversed(list(undo.values())): t.copy_(before)
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if f is torch.ops.aten._local_scalar_dense.default: raise RuntimeError('the number would be frozen')
+        written = [a.name for a in f._schema.arguments if a.alias_info and a.alias_info.is_write]
+        named = dict(zip((a.name for a in f._schema.arguments), args)) | kwargs
+        for name in written: self.undo[len(self.undo)] = named[name], named[name].clone()
+        out = f(*args, **kwargs)
+        view = any(r.alias_info for r in f._schema.returns)
+        if written or not view: self.ops.append((f, args, kwargs, None if view else out))
+        return out
+    def __call__(self):
+        for f, args, kwargs, out in self.ops:
+            new = f(*args, **kwargs)
+            if out is None: continue
+            pairs = [(out, new)] if isinstance(out, torch.Tensor) else zip(out, new)
+            for old, t in pairs: old.copy_(t)
+
+def taped(model, rule, x, start=0, context=None, **cond):
+    tapes = []
+    def record(work): tapes.append(Tape(work)); return tapes[-1]
+    yield from _pixel_by_pixel(model.steps(x, start, context, **cond), rule, x, start, record)
+    TAPES.append(len(tapes))
+TAPES = []
+
+@pytest.mark.parametrize('name, kind, transform', [('oblong', None, 'choice'), ('all', None, 'choice'), ('all', 'random', 'icdf'),
+    ('plain', 'random', 'icdf'), ('stacked', None, 'choice'), ('stacked', 'random', 'choice')])
+def test_a_recorded_row_reads_and_writes_fixed_addresses_only(name, kind, transform, monkeypatch):
+    monkeypatch.setitem(METHODS, 'taped', taped)
+    model = {'plain': lambda: pixelcnn(size=(12, 4)), 'stacked': lambda: stacked(size=(8, 4))}.get(name, MODELS[name])()
+    n = 3; u, cond = model.uniforms(n, seeded(5)), conditions(model, n)
+    how = dict(transform=transform, temperature=.8, **cond, **(masks(model, n, kind) if kind else {}))
+    x = model.sample(uniforms=u, method='taped', **how)
+    assert TAPES.pop() == 3   # phases 0, 1 and 2
+    torch.testing.assert_close(x, model.sample(uniforms=u, method='naive', **how), atol=1e-8, rtol=0)
+
+def test_the_tape_would_notice(monkeypatch):
+    "A row that reads a new tensor each time is not replayed right"
+    class Moving:
+        phase = 0
+        def __init__(self, model, x): self.model, self.x = model, x
+        def row(self, i): self.params = self.model(torch.cat([self.x[:, :, :i], torch.zeros_like(self.x[:, :, i:])], 2))[:, :, i:i+1]
+        def pixel(self, j, line): return self.params[..., j:j+1]
+    model = tiny(); u = model.uniforms(2, seeded(5)); rule = Rule(model.mixture, u)
+    def run(record):
+        x = torch.zeros(2, 1, 5, 5, dtype=torch.float64)
+        with torch.no_grad():
+            for _ in _pixel_by_pixel(Moving(model, x), rule, x, 0, record): pass
+        return x
+    eager, replayed = run(None), run(Tape)
+    assert torch.equal(eager[:, :, 0], replayed[:, :, 0]) and not torch.allclose(eager, replayed)
+
+# dtype, out, and what belongs to the caller
+@pytest.mark.parametrize('method', ['naive', 'cached', 'jacobi', 'jacobi_rows'])
+def test_sixteen_bits_in_the_network_and_float32_outside(method):
+    model = pixelcnn(context_channels=1).float(); u, context, seen = model.uniforms(2, seeded(1)), torch.rand(2, 1, 8, 8), []
+    hook = model.out.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    x = model.sample(context=context, uniforms=u, method=method, dtype=torch.bfloat16); hook.remove()
+    assert set(seen) == (set() if method == 'cached' else {torch.bfloat16})
+    assert x.dtype == torch.float32 and x.isfinite().all() and model.out.weight.dtype == torch.float32
+    exact = model.sample(context=context, uniforms=u, method=method)
+    assert not torch.equal(x, exact) and (x - exact).abs().median() < .1
+
+@pytest.mark.parametrize('method', ['naive', 'cached', 'jacobi', 'jacobi_rows'])
+def test_an_interrupted_run_keeps_its_rows_and_goes_on(method):
+    model = pixelcnn(size=(12, 4)); u = model.uniforms(2, seeded(6)); whole = model.sample(uniforms=u, method=method)
+    canvas, last = torch.full_like(whole, torch.nan), -1
+    for last, x in draw(model, u, method=method, out=canvas):
+        assert x is canvas
+        if last >= 5: break
+    assert torch.equal(canvas[:, :, :last+1], whole[:, :, :last+1])
+    done = (torch.arange(12) <= last)[:, None].expand(12, 4)
+    resumed = model.sample(uniforms=u, method=method, known=canvas, mask=done, out=canvas)
+    assert resumed is canvas
+    torch.testing.assert_close(resumed, whole, atol=1e-8, rtol=0)
+
+def test_an_error_in_the_network_leaves_the_rows_that_are_done():
+    model = tiny(); u = model.uniforms(2, seeded(6)); whole, canvas, calls = model.sample(uniforms=u), torch.zeros(2, 1, 5, 5, dtype=torch.float64), []
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 13: raise KeyboardInterrupt
+    model.drop.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt): model.sample(uniforms=u, out=canvas)
+    assert torch.equal(canvas[:, :, :2], whole[:, :, :2])
+
+@pytest.mark.parametrize('method', ['naive', 'cached', 'jacobi', 'jacobi_rows'])
+def test_the_callers_model_is_not_touched(method):
+    model = pixelcnn(dropout=.5).train(); model.log_prob(torch.zeros(1, 1, 8, 8, dtype=torch.float64)).sum().backward()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    grads, modes, hooks = {k: p.grad.clone() for k, p in model.named_parameters()}, [m.training for m in model.modules()], [len(m._forward_pre_hooks) for m in model.modules()]
+    rows = draw(model, model.uniforms(1), method=method); next(rows)
+    for end in (lambda: None, rows.close):
+        end()
+        assert model.state_dict().keys() == state.keys() and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert all(torch.equal(p.grad, grads[k]) and p.requires_grad for k, p in model.named_parameters())
+        assert [m.training for m in model.modules()] == modes and [len(m._forward_pre_hooks) for m in model.modules()] == hooks
+
+# rule
+def test_the_rule_of_a_part_is_the_part_of_the_rule():
+    model = tiny(channels=3, size=(4, 6)); how = masks(model, 2, 'random'); rule = Rule(model.mixture, model.uniforms(2, seeded(1)), **how, temperature=.6)
+    params = torch.randn(2, model.n_out, 4, 6, dtype=torch.float64, generator=seeded(2))
+    at = slice(1, 3), slice(2, 5)
+    assert torch.equal(rule.part(*at)(params[..., at[0], at[1]]), rule(params)[..., at[0], at[1]])
+
+def test_a_rule_draws_from_the_tempered_mixture():
+    model = tiny(n_mix=3); params, u = torch.randn(2, model.n_out, 5, 5, dtype=torch.float64, generator=seeded(2)), model.uniforms(2, seeded(1))
+    assert torch.equal(Rule(model.mixture, u, temperature=.5)(params), model.mixture(params).tempered(.5).sample(u))
+    x = Rule(model.mixture, u, transform='icdf')(params)
+    torch.testing.assert_close(model.mixture(params).cdf(x), u[:, 1:], atol=1e-9, rtol=0)
+
+def test_icdf_is_continuous_in_the_temperature_and_choice_is_not():
+    model = tiny(n_mix=3, seed=3); u = model.uniforms(16, seeded(1))
+    at = lambda t, how: model.sample(uniforms=u, temperature=t, transform=how)
+    change = {how: [(at(1 + step, how) - at(1, how)).abs().max() for step in (1e-2, 1e-4)] for how in ('choice', 'icdf')}
+    assert change['icdf'][1] < .05*change['icdf'][0]
+    jumps = [(at(1 + (k+1)/100, 'choice') - at(1 + k/100, 'choice')).abs().max() for k in range(8)]
+    slides = [(at(1 + (k+1)/100, 'icdf') - at(1 + k/100, 'icdf')).abs().max() for k in range(8)]
+    assert max(jumps) > 3*max(slides)
+
+def test_bad_completions_temperatures_and_canvases():
+    model = tiny(); u, known, mask = model.uniforms(3), image(3, 1, 5, 5), torch.zeros(5, 5, dtype=torch.bool)
+    for error, says, how in [
+        (ValueError, 'known and mask go together: mask is missing', dict(known=known)),
+        (ValueError, 'known and mask go together: known is missing', dict(mask=mask)),
+        (ValueError, r'known must be \(B, 1, 5, 5\), got \(3, 1, 5, 4\)', dict(known=known[..., :4], mask=mask)),
+        (ValueError, 'known holds NaN', dict(known=known*torch.nan, mask=mask)),
+        (TypeError, 'known must be a float tensor, got torch.uint8', dict(known=known.byte(), mask=mask)),
+        (ValueError, 'known must hold one image, or 3 like uniforms, got 2', dict(known=known[:2], mask=mask)),
+        (TypeError, 'mask must be a bool tensor, got torch.int64', dict(known=known, mask=mask.long())),
+        (TypeError, 'mask must be a bool tensor, got list', dict(known=known, mask=[True])),
+        (ValueError, r'mask must be \(5, 5\) or \(3, 1, 5, 5\), got \(5, 4\)', dict(known=known, mask=mask[:, :4])),
+        (ValueError, r'got \(2, 1, 5, 5\)', dict(known=known, mask=mask.expand(2, 1, 5, 5))),
+        (ValueError, r"transform must be one of \['choice', 'icdf'\], got 'magic'", dict(transform='magic')),
+        *[(ValueError, f'temperature must be a positive number, got {t}', dict(temperature=t)) for t in (0, -1., float('nan'), float('inf'))],
+        (ValueError, r'out must be \(3, 1, 5, 5\), torch.float64 on cpu, got \(3, 1, 5, 4\)', dict(out=known[..., :4])),
+        (ValueError, 'got .* torch.float32 on cpu', dict(out=known.float())),
+        (TypeError, 'out must be a tensor, got list', dict(out=[]))]:
+        with pytest.raises(error, match=says): draw(model, u, **how)   # at the call
+        with pytest.raises(error, match=says): model.sample(uniforms=u, **how)
+
+# what else a sampler must not depend on
+def test_jacobi_does_not_depend_on_the_first_guess():
+    model = pixelcnn(); u = model.uniforms(2, seeded(1)); out = torch.empty(2, 1, 8, 8, dtype=torch.float64)
+    rows = draw(model, u, method='jacobi', out=out); out.normal_()
+    for _ in rows: pass
+    torch.testing.assert_close(out, model.sample(uniforms=u, method='naive'), atol=1e-8, rtol=0)
+
+def test_a_folded_network_can_be_sampled_too():
+    model = pixelcnn(); u = model.uniforms(2, seeded(1))
+    assert torch.equal(folded(model).sample(uniforms=u), model.sample(uniforms=u))
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', ['plain', 'oblong', 'all', 'stacked'])
+def test_on_a_gpu(name):
+    model = MODELS[name](); u, cond = model.uniforms(3, seeded(1)), conditions(model, 3)
+    slow = model.sample(uniforms=u, method='naive', **cond)
+    there = {k: v.cuda() for k, v in cond.items()}
+    for method in METHODS:
+        torch.testing.assert_close(model.cuda().sample(uniforms=u.cuda(), method=method, **there).cpu(), slow, atol=1e-8, rtol=0)
