@@ -30,7 +30,17 @@ def notebooks_are_clean():
         if wrong := same(Path(tmp)/'nbs', ROOT/'nbs', '*.ipynb'): sys.exit(f'not clean (run nbdev_clean): {wrong}')
 
 def readme_is_fresh(): run('python', 'scripts/readme_docs.py', '--check')
-def code_is_tidy(): run('python', '-m', 'pyflakes', *sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).glob('*.py')))
+
+def code_is_tidy():
+    "pyflakes; except that `@patch` may give methods of one name to several classes, which it takes for a redefinition"
+    files = sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).glob('*.py'))
+    found = subprocess.run([BIN/'python', '-m', 'pyflakes', *files], capture_output=True, text=True)
+    def patched(line):
+        path, number, *_ = line.split(':')
+        return 'redefinition of unused' in line and Path(path).read_text(encoding='utf8').splitlines()[int(number) - 2].startswith('@patch')
+    wrong = [line for line in found.stdout.splitlines() if not patched(line)]
+    if wrong or found.stderr: sys.exit('\n'.join([*wrong, found.stderr]))
+
 def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing', OMP_NUM_THREADS='1')  # two workers of one thread each
 def tests_pass(): run('python', '-m', 'pytest', '-q', '--durations=8', 'tests')
 
