@@ -138,4 +138,4 @@ def main(
     "The `distsmooth` command: bad input ends in one line that says what to change"
     try: auto_cli(COMMANDS, args=args, as_positional=False)
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as e: raise SystemExit(f'distsmooth: {e}')
-    except KeyboardInterrupt: raise SystemExit('\ndistsmooth: interrupted before anything was done')
+    except KeyboardInterrupt: raise SystemExit('\ndistsmooth: interrupted, nothing was written')

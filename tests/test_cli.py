@@ -104,7 +104,7 @@ def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, ca
 
 def test_ctrl_c_in_the_first_batch_writes_nothing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, 'stages', lambda *a, **k: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt): main(['demo', '--model', small, '--n', '3', '--out', str(tmp_path)])
+    with pytest.raises(SystemExit, match='interrupted, nothing was written'): main(['demo', '--model', small, '--n', '3', '--out', str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 @pytest.fixture
