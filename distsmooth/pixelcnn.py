@@ -158,6 +158,7 @@ def prepared(self:PixelCNNpp,
     contexts = self._contexts(context)
     return lambda x, top=0: self._params(x, contexts, self._cond(label, len(x)), top)
 
+# %% ../nbs/06_pixelcnn.ipynb #0be4736f
 @patch
 def _contexts(self:PixelCNNpp, context):
     "Features of the context at each of the three resolutions, or None"
@@ -257,6 +258,7 @@ def row(self:Level,
         horizontal.row(e, context)
     return v
 
+# %% ../nbs/06_pixelcnn.ipynb #4c9a77b9
 @patch
 def _coarse_row(self:Level, i, v):
     "What the coarser resolutions say about row `i`: due in even rows, for two rows at once"
@@ -287,6 +289,7 @@ def pixel(self:Level,
         h = block.pixel(j, h, kept.pop())
     return h
 
+# %% ../nbs/06_pixelcnn.ipynb #bf4f1c90
 @patch
 def _coarse_pixel(self:Level, j, h):
     "What the coarser resolutions say about pixel `j`: due in even columns of even rows, for four pixels at once"
@@ -323,6 +326,7 @@ def _from_above(self:CachedSteps, layer, i):
     blank = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])  # its own row has no part in it
     return layer(blank, above)[:, :, 0].permute(1, 2, 0)
 
+# %% ../nbs/06_pixelcnn.ipynb #456aa7e4
 @patch
 def row(self:CachedSteps,
     i:int, # Row of the image; all rows above it are on the canvas
