@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'REPORT_HOURS', 'seconds', 'parts', 'run', 'pass_seconds', 'peak_memory', 'kept_bytes', 'precision_effect',
-           'bench_sampling', 'as_line']
+           'check_device', 'as_machine', 'bench_sampling', 'as_line']
 
 # %% ../nbs/14_bench.ipynb #e00b71b0
 import ctypes
@@ -52,7 +52,7 @@ def parts(
     "One network, or two; a `ValueError` for a `SmoothedModel` that has only one"
     if not isinstance(model, SmoothedModel): return [model]
     if model.reverse is None: raise ValueError('model must have both networks, but it has no reverse: give model.smooth alone')
-    return [model.smooth, model.reverse]
+    return [net.at(model.kernel.sigma) for net in (model.smooth, model.reverse)]
 
 def run(
     model, # An `Autoregressive` without context, or a `SmoothedModel` with both networks
@@ -174,14 +174,19 @@ def _case(text):
     if name not in NETWORKS or not n.isdecimal() or not int(n): raise ValueError(f"cases must be like 'mnist:16', a network of {list(NETWORKS)} and how many images, got {text!r}")
     return name, int(n)
 
-def _device(name):
+def check_device(
+    name:str, # 'cpu', 'cuda', or None for what there is
+) -> str: # 'cpu' or 'cuda'
     "'cpu' or 'cuda', as asked for or as there is; a `ValueError` for a GPU that is not there"
     gpu = torch.cuda.is_available()
     if name not in (None, 'cpu', 'cuda') or name == 'cuda' and not gpu:
         raise ValueError(f"device must be 'cpu'{' or ' + repr('cuda') if gpu else ' (there is no GPU that PyTorch can use)'}, got {name!r}")
     return name or ('cuda' if gpu else 'cpu')
 
-def _machine(device, dtype):
+def as_machine(
+    device:str, # 'cpu' or 'cuda'
+    dtype:torch.dtype=None, # Of the arithmetic; float32 if left out
+) -> dict: # 'device', 'threads', 'torch', 'dtype'
     "What the figures depend on"
     name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
     return dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__, dtype=str(dtype or torch.float32)[6:])
@@ -221,7 +226,7 @@ def bench_sampling(
     report=lambda row: None, # Called with each row as soon as it is there
 ) -> dict: # 'machine', and 'rows' of numbers
     "Time every algorithm in one run on this machine, against one full pass of the network for every pixel; a `ValueError` if that can't be done"
-    cases, device, rows = [_case(c) for c in cases], _device(device), []
+    cases, device, rows = [_case(c) for c in cases], check_device(device), []
     unknown = [m for m in methods if m not in METHODS]
     if unknown: raise ValueError(f'methods must be among {list(METHODS)}, got {unknown[0]!r}')
     if repeats < 1: raise ValueError(f'repeats must be at least 1, got {repeats}')
@@ -229,7 +234,7 @@ def bench_sampling(
         for row in _rows(name, n, methods, repeats, device, dtype):
             rows.append(row)
             report(row)
-    return dict(machine=_machine(device, dtype), rows=rows)
+    return dict(machine=as_machine(device, dtype), rows=rows)
 
 # %% ../nbs/14_bench.ipynb #022f05db
 def as_line(

@@ -23,18 +23,34 @@ class StackedPixelCNNpp(Autoregressive):
         head:str='continuous', # 'continuous' or 'discretized' (8 bits)
         dropout:float=0.5, # Share of elements dropped in each block
         n_classes:int=0, # Class labels to condition on, 0 for none
+        sigmas:tuple=None, # (lowest, highest) noise level to condition on, None for a model of one level
     ):
         super().__init__(channels, size, n_mix, head, context_channels=channels)
         H, W = self.size
         if H % 4 or W % 4: raise ValueError(f'size must be divisible by 4 (one side, or height and width), got {size}')
-        self.net = PixelCNNpp(channels, (2*H, W), n_filters, n_resnet, n_mix, head, dropout, n_classes=n_classes)
+        self.net = PixelCNNpp(channels, (2*H, W), n_filters, n_resnet, n_mix, head, dropout, n_classes=n_classes, sigmas=sigmas)
+        self.sigmas = self.net.sigmas
 
     def forward(self,
         x:torch.Tensor, # (B, C, H, W)
         context:torch.Tensor, # (B, C, H, W)
-        label:torch.Tensor=None, # (B,) class numbers
+        **cond # `label` and `sigma` of `PixelCNNpp.forward`
     ) -> torch.Tensor: # (B, P, H, W) parameters of each pixel's mixture
-        return self.net(_stack(context, x), label=label)[:, :, self.size[0]:]
+        return self.net(_stack(context, x), **(self.told(self.sigma) | cond))[:, :, self.size[0]:]
+
+# %% ../nbs/08_conditional.ipynb #4692e6f7
+@patch(cls_method=True)
+def from_tall(cls:StackedPixelCNNpp,
+    net:PixelCNNpp, # Without context, for images (2*H, W): from `load_official(state, size=(2*H, W))`
+) -> StackedPixelCNNpp: # In evaluation mode, with the weights of `net`
+    "The second stage that `net` is: the upper half of its canvas is the context"
+    H, W = net.size
+    if net.context_channels or H % 8: raise ValueError(f'net must have no context and images of a height divisible by 8, got {net.extra_repr()}')
+    n_filters, n_resnet = net.out.weight.shape[1], len(net.up[0].vertical)
+    stacked = cls(net.channels, (H//2, W), n_filters, n_resnet, net.n_mix, net.head, net.up[0].vertical[0].dropout.p, net.n_classes, net.sigmas)
+    stacked = stacked.to(net.out.weight)
+    stacked.net.load_state_dict(net.state_dict())
+    return stacked.eval()
 
 # %% ../nbs/08_conditional.ipynb #b0907b83
 def _stack(context, x):
@@ -49,16 +65,16 @@ def steps(self:StackedPixelCNNpp,
     x:torch.Tensor, # (n, C, H, W), the canvas that is being drawn on
     start:int=0, # The rows above this one are there already; a multiple of 4
     context:torch.Tensor=None, # (n, C, H, W)
-    label:torch.Tensor=None, # (n,) class numbers
+    **cond # `label` and `sigma` of `PixelCNNpp.forward`
 ): # For `distsmooth.sampling.cached`
     "The steps of the tall network, of which the upper half is known: one pass reads it"
-    return _LowerHalf(self.net, _stack(context, x), x, start, label)
+    return _LowerHalf(self.net, _stack(context, x), x, start, **(self.told(self.sigma) | cond))
 
 class _LowerHalf:
     "The steps of `net` on a tall canvas, for a sampler that sees its lower half `x`"
-    def __init__(self, net, tall, x, start, label):
+    def __init__(self, net, tall, x, start, **cond):
         self.tall, self.x, self.top = tall, x, x.shape[2]
-        self.steps = net.steps(tall, self.top + start, label=label)
+        self.steps = net.steps(tall, self.top + start, **cond)
         self.pixel = self.steps.pixel
     def row(self, i):
         self.tall[:, :, self.top:self.top+i] = self.x[:, :, :i]

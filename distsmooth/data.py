@@ -99,8 +99,8 @@ def _to_square(size, crop=None):
 
 # %% ../nbs/00_data.ipynb #4990c730
 def _celeba_split(n, split):
-    "Indices of one split of `n` images: a permutation with seed 2019, 70 % for training, the next 10 % for testing"
-    order, a, b = np.random.RandomState(2019).permutation(n), int(n*.7), int(n*.8)
+    "Indices of one split of `n` images: a permutation with seed 2020, 70 % for training, the next 10 % for testing"
+    order, a, b = np.random.RandomState(2020).permutation(n), int(n*.7), int(n*.8)
     return order[:a] if split == 'train' else order[a:b]
 
 def celeba(

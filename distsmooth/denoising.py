@@ -94,20 +94,27 @@ def _own_terms(model, x, **cond):
 def single_step(
     model, # A model of the smoothed data, with `log_prob`
     x_noisy:torch.Tensor, # (B, C, H, W)
-    sigma:float, # Noise level of the Gaussian kernel that smoothed the data
+    sigma:float, # Noise level of the Gaussian kernel that smoothed the data, or (B,) of them; a model of many levels is told
     score:str='joint', # 'joint', as Tweedie's formula asks, or 'local', as the published code computes it
     **cond # `context` or `label` of a conditional model
 ) -> torch.Tensor: # (B, C, H, W)
     "Denoise by one gradient step, `x_noisy + sigma**2 * grad log p(x_noisy)` (paper, Section 3): the posterior mean, if the model is exact"
-    sigma = check_sigma(sigma)
     _check_noisy(model, x_noisy)
+    levels = _levels(sigma, x_noisy)
+    if hasattr(model, 'told'): cond |= model.told(sigma)
     was = getattr(model, 'training', False)
     if was: model.eval()
-    try: return x_noisy + sigma**2*score_of(model, x_noisy, score, **cond)
+    try: return x_noisy + levels**2*score_of(model, x_noisy, score, **cond)
     finally:
         if was: model.train()
 
 # %% ../nbs/07_denoising.ipynb #5ca30aa3
+def _levels(sigma, x_noisy):
+    "`sigma` in a shape that goes with `x_noisy`; a `ValueError` unless it is a noise level, or one for each image"
+    levels = sigma.double().flatten().tolist() if isinstance(sigma, torch.Tensor) else [sigma]
+    if len(levels) not in (1, len(x_noisy)): raise ValueError(f'sigma must be a number or ({len(x_noisy)},) of them, got {tuple(sigma.shape)}')
+    return torch.tensor([check_sigma(s) for s in levels], dtype=torch.float64).to(x_noisy).reshape(-1, *[1]*(x_noisy.ndim-1))
+
 def _check_noisy(model, x_noisy):
     "Raise an error that says what is wrong, unless `x_noisy` is a batch that `model` can take a gradient at"
     if getattr(model, 'head', 'continuous') == 'discretized':

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_grid', 'subplots', 'draw_images', 'draw_rows', 'live_slider', 'draw_smoothed_images', 'frame_slider',
            'draw_smoothed_density', 'draw_mixture', 'draw_points', 'receptive_field', 'draw_receptive_field',
-           'draw_denoising']
+           'draw_denoising', 'draw_levels']
 
 # %% ../nbs/13_explore.ipynb #d4eaee73
 import base64
@@ -228,3 +228,15 @@ def draw_denoising(
     "Clean, smoothed and single-step denoised images, one row each"
     noisy = GaussianKernel(sigma).sample(x, torch.Generator().manual_seed(seed))
     return draw_rows({'clean': x, f'sigma = {sigma:g}': noisy, 'single step': single_step(model, noisy, sigma)})
+
+# %% ../nbs/13_explore.ipynb #bdd08f52
+def draw_levels(
+    sm, # A `SmoothedModel` of many levels
+    uniforms:tuple, # From `sm.uniforms(n)`: the same ones at every level
+    sigma:float, # Noise level
+    **how # What `Autoregressive.sample` takes
+) -> plt.Figure:
+    "Smoothed samples, and both ways back"
+    x_noisy = sm.sample(uniforms=uniforms, denoise=None, sigma=sigma, **how)
+    return draw_rows({f'sigma = {sigma:g}': x_noisy, 'single step': sm.denoise(x_noisy, 'single_step', sigma=sigma),
+                      'two steps': sm.denoise(x_noisy, 'two_step', uniforms[1], sigma, **how)})

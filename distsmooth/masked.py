@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNELS', 'SHIFTS', 'causal_mask', 'MaskedConv2d', 'shift_padding', 'ShiftedConv2d', 'ShiftedConvTranspose2d',
-           'pointwise', 'concat_elu', 'GatedResidual', 'data_dependent_init', 'MaskedLinear', 'made_masks']
+           'pointwise', 'GatedResidual', 'data_dependent_init', 'MaskedLinear', 'made_masks']
 
 # %% ../nbs/03_masked.ipynb #d0a8518a
 from functools import partial
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.parametrizations import weight_norm
 from fastcore.basics import patch
+from .fused import Dropout, concat_elu, gated, padded
 
 # %% ../nbs/03_masked.ipynb #76bfa5d7
 def _check_mask(n_in, n_out, kernel_size, kind, colours):
@@ -104,7 +105,7 @@ def forward(self:ShiftedConv2d,
     "Convolve what is there with zeros, or the rows `above`, in front of it"
     left, right, top, _ = self.pad
     if above is not None: x, top = torch.cat([above, x], 2), 0
-    h = self.conv(F.pad(x, (left, right, top, 0)))
+    h = self.conv(padded(x, left, right, top))
     if not self.shift: return h
     return h[:, :, :-1] if above is not None and self.direction == 'down' else F.pad(h, SHIFTS[self.direction])
 
@@ -131,14 +132,6 @@ def pointwise(
     "A weight-normed 1x1 convolution ('network in network'): mix channels without looking at neighbours"
     return weight_norm(nn.Conv2d(n_in, n_out, 1))
 
-# %% ../nbs/03_masked.ipynb #2d8eec03
-def concat_elu(
-    x:torch.Tensor, # (B, C, H, W)
-    dim:int=1, # The axis of the channels
-) -> torch.Tensor: # (B, 2*C, H, W)
-    "ELU of `x` and of `-x`, stacked: both signs keep a gradient"
-    return F.elu(torch.cat([x, -x], dim), inplace=True)
-
 # %% ../nbs/03_masked.ipynb #a9793a0c
 class GatedResidual(nn.Module):
     "The block of PixelCNN++ (Salimans et al. 2017): `x + a*sigmoid(b)`, with side inputs for shortcuts, context and labels"
@@ -155,7 +148,7 @@ class GatedResidual(nn.Module):
         self.skip = pointwise(2*n_skip, n_filters) if n_skip else None
         self.context = pointwise(n_context, n_filters) if n_context else None
         self.cond = nn.Linear(n_cond, 2*n_filters) if n_cond else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
 # %% ../nbs/03_masked.ipynb #5fd2b863
 @patch
@@ -172,8 +165,7 @@ def forward(self:GatedResidual,
     if context is not None: h = h + self.context(context)
     h = self.conv_out(self.dropout(concat_elu(h)))
     if cond is not None: h = h + self.cond(cond)[:, :, None, None]
-    a, b = h.chunk(2, 1)
-    return x + a*torch.sigmoid(b)
+    return gated(x, h)
 
 # %% ../nbs/03_masked.ipynb #80c9ca78
 @patch
@@ -187,8 +179,10 @@ def _check_sides(self:GatedResidual, **sides):
 _CONVS = nn.Conv2d, nn.ConvTranspose2d
 
 def _set_weight(conv, weight):
-    if is_parametrized(conv, 'weight'): conv.weight = weight
-    else: conv.weight.copy_(weight)
+    "In place: whoever holds the parameters, such as `DistributedDataParallel`, keeps them"
+    if not is_parametrized(conv, 'weight'): return conv.weight.copy_(weight)
+    p = conv.parametrizations.weight
+    for old, new in zip((p.original0, p.original1), p[0].right_inverse(weight)): old.copy_(new)
 
 def _standardise(conv, inputs, out, scale=1.):
     "A forward hook: change `conv` so that `out` has mean 0 and standard deviation `scale` in every channel, and hand that on"

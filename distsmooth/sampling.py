@@ -60,6 +60,7 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
         if head not in HEADS: raise ValueError(f'head must be one of {list(HEADS)}, got {head!r}')
         self.channels, self.size, self.n_mix, self.head = channels, _height_width(size), _whole('n_mix', n_mix, 1), head
         self.context_channels, self.n_out = _whole('context_channels', context_channels, 0), n_params(channels, n_mix)
+        self.sigmas = self.sigma = None  # a subclass that is told the noise level says here which it knows, (lowest, highest); `at` fixes one
 
     @property
     def dims(self) -> int:
@@ -96,6 +97,24 @@ def log_prob(self:Autoregressive,
     if self.head == 'discretized' and (x.abs() > 1 + 1e-4).any():
         raise ValueError(f'x must lie in [-1, 1] for a discretized head, found {x.abs().max().item():.3g}')
     return self.mixture(self(x, context, **cond)).log_prob(x).flatten(1).sum(1)
+
+# %% ../nbs/04_sampling.ipynb #8054e824
+@patch
+def told(self:Autoregressive,
+    sigma, # Noise level, or (B,) of them
+) -> dict: # For `forward`, `log_prob` and `sample`
+    "What this model has to be told about the noise: `sigma` if it is made for a range of levels, else nothing"
+    return {} if self.sigmas is None else dict(sigma=sigma)
+
+@patch
+def at(self:Autoregressive,
+    sigma, # Noise level, or (B,) of them
+): # A model with the same weights, that need not be told
+    "This model at one noise level; itself, if it is made for one level anyway"
+    if self.sigmas is None: return self
+    model = copy.copy(self)
+    model.sigma = sigma
+    return model
 
 # %% ../nbs/04_sampling.ipynb #3fd235e8
 @patch

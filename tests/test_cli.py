@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
+import forks  # noqa: before anything trains, on the CPU
 from distsmooth import bench, cli
 from distsmooth.cli import main, stages
+from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.denoising import single_step
-from distsmooth.pipeline import SmoothedModel
-from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.pipeline import SmoothedModel, load_parts, save_parts
+from distsmooth.pixelcnn import PixelCNNpp, official_state
+from distsmooth.shards import load_samples
 from distsmooth.smoothing import GaussianKernel
+
+assert forks.os.environ['ACCELERATE_USE_CPU']  # set before anything trains
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
@@ -65,25 +71,36 @@ def test_stages_are_repeatable(small):
     a, b = (stages(sm, 1, torch.Generator().manual_seed(7)) for _ in range(2))
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=0)
 
-def test_help_names_every_argument():
-    text = command('demo', '--help').stdout
-    for name in ('--out', '--n', '--model', '--seed', '--batch_size'): assert name in text
-    assert 'How many digits' in text
+def refused(*args):
+    "The one line that a command ends in"
+    with pytest.raises(SystemExit) as end: main(list(args))
+    said = str(end.value)
+    assert said.startswith('distsmooth: ') and len(said.strip().splitlines()) == 1
+    return said
 
-@pytest.mark.parametrize('args, says', [
-    (['demo', '--n', '0'], 'n and batch_size must be at least 1'),
-    (['demo', '--model', 'cats'], 'name must be one of'),
-    (['demo', '--n', 'many'], '--n'),
-    (['paint'], 'demo'),
-], ids=['none', 'model', 'not a number', 'unknown command'])
-def test_bad_input_ends_in_one_clear_line(args, says, tmp_path):
-    done = command(*args, *(['--out', str(tmp_path/'o')] if args[0] == 'demo' else []))
-    assert done.returncode != 0 and says in done.stderr and 'Traceback' not in done.stderr
+@pytest.mark.parametrize('command, names, says', [('demo', ['out', 'n', 'model', 'seed', 'batch_size'], 'How many digits'), ('train', ['out', 'resume', 'task.sigmas', 'train.lr', 'network.n_filters', 'log.every'], '--recipe'),
+                                                  ('sample', ['model', 'out', 'n', 'part', 'sigma', 'method'], 'started again, it goes on'), ('denoise', ['samples', 'out', 'how', 'score'], 'stage 2'),
+                                                  ('import', ['checkpoint', 'stage', 'size'], 'published code'), ('pack', ['parts', 'out'], 'one model')])
+def test_help_names_every_argument(command, names, says, capsys):
+    with pytest.raises(SystemExit): main([command, '--help'])
+    text = capsys.readouterr().out
+    for name in names: assert f'--{name}' in text
+    assert says in ' '.join(text.split())
+
+def test_bad_input_ends_in_one_clear_line_of_the_command_itself(tmp_path):
+    done = command('demo', '--n', '0', '--out', str(tmp_path/'o'))
+    assert done.returncode == 1 and done.stderr == 'distsmooth: n and batch_size must be at least 1, got 0 and 64\n' and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('args, says', [(['demo', '--n', 'many'], '--n'), (['paint'], 'demo'), (['train', '--out', 'x', '--network.filters', '3'], 'filters'), (['train', '--out', 'x', '--task.part', 'both'], 'part'),
+                                        (['import', '--checkpoint', 'x', '--out', 'y', '--stage', '3'], 'stage'), (['sample', '--out', 'x'], 'model')])
+def test_what_is_no_command(args, says, capsys):
+    with pytest.raises(SystemExit) as end: main(args)
+    assert end.value.code == 2 and says in capsys.readouterr().err
 
 def test_out_is_a_file(tmp_path):
     (tmp_path/'f').write_text('mine')
-    done = command('demo', '--out', str(tmp_path/'f'))
-    assert done.returncode != 0 and 'out must be a folder' in done.stderr and (tmp_path/'f').read_text() == 'mine'
+    assert 'out must be a folder' in refused('demo', '--out', str(tmp_path/'f')) and (tmp_path/'f').read_text() == 'mine'
+    assert "name must be one of ['digits'" in refused('demo', '--model', 'cats', '--out', str(tmp_path/'o'))
 
 @pytest.mark.parametrize('interrupted, kept', [(2, 2), (3, 4)], ids=['in the second batch', 'in the third batch'])
 def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, capsys, interrupted, kept):
@@ -104,7 +121,7 @@ def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, ca
 
 def test_ctrl_c_in_the_first_batch_writes_nothing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, 'stages', lambda *a, **k: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit, match='interrupted, nothing was written'): main(['demo', '--model', small, '--n', '3', '--out', str(tmp_path)])
+    with pytest.raises(SystemExit, match='distsmooth: interrupted; what is complete is kept, nothing half-written is left'): main(['demo', '--model', small, '--n', '3', '--out', str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 @pytest.fixture
@@ -143,3 +160,109 @@ def test_bench_help_names_every_argument(capsys):
     with pytest.raises(SystemExit): main(['bench', 'sampling', '--help'])
     text = capsys.readouterr().out
     for name in ('--cases', '--methods', '--repeats', '--device', '--dtype', '--json'): assert name in text
+
+# train, sample, denoise, pack, import
+
+TRAIN = ['--network', '{"n_filters": 2, "n_resnet": 1, "n_mix": 1, "dropout": 0}', '--train', '{"steps": 2, "batch_size": 4, "init_batch": 4}',
+         '--log', '{"every": 1, "test_images": 3, "samples": 0, "save_every": 1, "tensorboard": false}', '--task.sigma', '0.3']
+def trained(out, *args): main(['train', '--out', str(out), *TRAIN, *args])
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "Two short runs: smooth and reverse"
+    folder = tmp_path_factory.mktemp('runs')
+    trained(folder/'s')
+    trained(folder/'r', '--task.part', 'reverse', '--network.head', 'discretized')
+    return folder
+
+def test_a_run_says_what_its_number_is_and_what_comes_next(runs, tmp_path, capsys):
+    trained(tmp_path/'r', '--recipe', 'digits-raw', *TRAIN)
+    said = capsys.readouterr().out
+    nats, bits = map(float, re.search(r'test images: ([\d.-]+) nats/dim, ([\d.-]+) bits/dim \(8-bit images, exact\)', said).groups())
+    assert bits == pytest.approx(nats/np.log(2), abs=2e-4) and f'wrote {tmp_path/"r"}' in said and 'next: distsmooth sample' in said
+
+def test_from_runs_to_digits(runs, tmp_path, capsys):
+    main(['sample', '--model', str(runs/'s'), '--out', str(tmp_path/'s'), '--n', '3', '--batch_size', '2'])
+    assert f'3 images in 2 shards: {tmp_path/"s"}' in capsys.readouterr().out
+    with Image.open(tmp_path/'s'/'samples.png') as im: assert im.width > 100
+    x, sigma = load_samples(tmp_path/'s')
+    assert x.shape == (3, 1, 28, 28) and sigma == .3
+    main(['pack', '--parts', json.dumps([str(runs/'s'), str(runs/'r')]), '--out', str(tmp_path/'m')])
+    assert 'kernel, smooth, reverse' in capsys.readouterr().out
+    sm = SmoothedModel.from_pretrained(tmp_path/'m')
+    assert sm.kernel == GaussianKernel(.3)
+    for part, folder in (('smooth', 's'), ('reverse', 'r')):
+        assert_close(dict(getattr(sm, part).state_dict()), dict(load_parts(runs/folder)[part].state_dict()), rtol=0, atol=0)
+    for how in ('two_step', 'single_step'): main(['denoise', '--samples', str(tmp_path/'s'), '--model', str(tmp_path/'m'), '--out', str(tmp_path/how), '--how', how])
+    assert torch.equal(load_samples(tmp_path/'single_step')[0], sm.denoise(x, 'single_step'))
+    y = load_samples(tmp_path/'two_step')[0]
+    assert y.shape == x.shape and ((y + 1)*127.5 - ((y + 1)*127.5).round()).abs().max() < 1e-3
+
+def test_a_started_run_is_not_overwritten_but_resumed(runs):
+    before = (runs/'s'/'log.csv').read_bytes()
+    with pytest.raises(SystemExit, match='distsmooth: out holds a run at step 2 already'): trained(runs/'s')
+    with pytest.raises(SystemExit, match='distsmooth: (?s:.*)train.lr: was 0.004, is 0.1'): trained(runs/'s', '--resume', 'true', '--train.lr', '0.1')
+    trained(runs/'s', '--resume', 'true')
+    assert (runs/'s'/'log.csv').read_bytes() == before
+
+@pytest.mark.parametrize('wrap', [lambda s: [{f'module.{k}': v for k, v in s.items()}, {'step': 3}], lambda s: s], ids=['published', 'plain'])
+@pytest.mark.parametrize('stage', [1, 2])
+def test_import_gives_the_same_likelihoods(stage, wrap, tmp_path):
+    net = PixelCNNpp(1, (8*stage, 8), 3, 1, 2).eval() if stage == 1 else StackedPixelCNNpp(1, 8, 3, 1, 2).eval()
+    torch.save(wrap(official_state(net if stage == 1 else net.net)), tmp_path/'checkpoint.pth')
+    main(['import', '--checkpoint', str(tmp_path/'checkpoint.pth'), '--out', str(tmp_path/'m'), '--stage', str(stage), '--size', '8', '--sigma', '0.5'])
+    parts = load_parts(tmp_path/'m')
+    assert parts['kernel'] == GaussianKernel(.5) and set(parts) == {'kernel', ('smooth', 'reverse')[stage-1]}
+    x, told = torch.randn(3, 1, 8, 8), {} if stage == 1 else dict(context=torch.randn(3, 1, 8, 8))
+    again = parts[('smooth', 'reverse')[stage-1]]
+    assert type(again) is type(net)
+    assert torch.equal(again.log_prob(x, **told), net.log_prob(x, **told))
+
+# one line for every fault
+
+def test_recipes_that_are_not_there():
+    for args in (['--recipe', 'cats'], ['--recipe=cats']): assert re.search("recipe must be one of .*'mnist-smooth'.*got 'cats'", refused('train', *args, '--out', 'x'))
+    assert "got ''" in refused('train', '--out', 'x', '--recipe')
+
+@pytest.mark.parametrize('args, says', [
+    (['train', '--train.lr', '0'], 'lr must be above 0, got 0.0'),
+    (['train', '--task.sigma', '-1'], 'sigma must be a finite number above 0'),
+    (['train', '--task.sigmas', '[1, 0.1]'], 'sigmas must be (lowest, highest)'),
+    (['train', '--data.name', 'cats'], 'name must be one of'),
+    (['train', '--network.head', 'discretized'], "head must be 'continuous'"),
+    (['train', '--resume', 'true'], 'no checkpoint in'),
+    (['sample', '--model', 'cats'], 'name must be one of'),
+    (['sample', '--model', '{small}', '--n', '0'], 'n and batch_size must be at least 1, got 0'),
+    (['sample', '--model', '{small}', '--part', 'raw'], 'must hold raw'),
+    (['sample', '--model', '{small}', '--n', '1', '--method', 'magic'], 'magic'),
+    (['sample', '--model', '{small}', '--n', '1', '--transform', 'magic'], 'magic'),
+    (['sample', '--model', '{small}', '--n', '1', '--temperature', '0'], 'temperature'),
+    (['denoise', '--samples', 'none'], 'samples must be a folder or a file that exists'),
+    (['import', '--checkpoint', 'none'], 'none'),
+    (['pack', '--parts', '[]'], 'at least one folder'),
+    (['pack', '--parts', '["none"]'], 'name must be one of'),
+], ids=lambda a: '-'.join(a[:2]) if isinstance(a, list) else '')
+def test_one_line_for_every_fault(args, says, small, tmp_path):
+    assert says in refused(*[a.format(small=small) if a == '{small}' else a for a in args], '--out', str(tmp_path/'o'))
+    assert not [p for p in tmp_path.rglob('*') if p.is_file() and p.name not in ('settings.json', '.lock')]
+
+@pytest.mark.parametrize('name', ['a.npz', 'a.npy', 'a.pth', 'text.npz', 'text.npy', 'text.pth'])
+def test_damaged_samples(name, small, tmp_path):
+    path, x = tmp_path/name, np.zeros((2, 1, 28, 28), np.float32)
+    if path.suffix == '.npz': np.savez(path, x=x)
+    elif path.suffix == '.npy': np.save(path, x)
+    else: torch.save(torch.from_numpy(x), path)
+    path.write_bytes(b'no images here' if path.stem == 'text' else path.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as end: main(['denoise', '--samples', str(path), '--model', small, '--out', str(tmp_path/'o')])
+    assert str(end.value).startswith('distsmooth: ')
+
+def test_a_damaged_checkpoint_of_the_published_code(tmp_path):
+    (tmp_path/'c.pth').write_text('no weights here')
+    with pytest.raises(SystemExit) as end: main(['import', '--checkpoint', str(tmp_path/'c.pth'), '--out', str(tmp_path/'o')])
+    assert str(end.value).startswith('distsmooth: ')
+
+def test_pack_needs_a_smooth_network_and_one_kernel(runs, tmp_path):
+    assert 'smooth' in refused('pack', '--parts', json.dumps([str(runs/'r')]), '--out', str(tmp_path/'m'))
+    save_parts(tmp_path/'other', GaussianKernel(.7), smooth=PixelCNNpp(size=28, n_filters=2, n_resnet=1, n_mix=1))
+    said = refused('pack', '--parts', json.dumps([str(tmp_path/'other'), str(runs/'r')]), '--out', str(tmp_path/'m'))
+    assert '0.7' in said and '0.3' in said and not (tmp_path/'m').exists()

@@ -178,3 +178,83 @@ def test_unconditional_nets_refuse_a_context():
 @both
 def test_bad_sizes(kind, size):
     with pytest.raises(ValueError, match='size must be divisible by 4'): make(kind, size=size)
+
+# noise levels
+
+def five(*values): return torch.tensor(values, dtype=torch.float64)
+
+@both
+def test_causal_at_every_level(kind):
+    net, sigma = make(kind, size=4, sigmas=(.1, 1.)), five(.1, .4, 1.)
+    x, c = (rand(1, 1, (4, 4), seed=s).repeat(3, 1, 1, 1).requires_grad_() for s in (0, 1))
+    assert net.sigmas == (.1, 1.) and net.told(.3) == dict(sigma=.3)
+    out = net(x, c, sigma=sigma)
+    weights = torch.randn(out.shape[1], 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for i in range(16):
+        for b in range(3):
+            gx, gc = torch.autograd.grad((out[b]*weights).sum(0).flatten()[i], (x, c), retain_graph=True)
+            other = torch.arange(3) != b
+            assert (gx[other] == 0).all() and (gc[other] == 0).all() and (gc[b] != 0).all()
+            assert (gx[b].flatten()[i:] == 0).all() and (gx[b].flatten()[:i] != 0).any() == (i > 0)
+    for a, b in ((0, 1), (1, 2), (0, 2)): assert ((out[a] - out[b]).abs().amax(0) > 1e-7).all()      # one image, one context, three levels
+
+@both
+def test_a_level_for_each_image(kind):
+    net, x, c, sigma, label = make(kind, size=4, sigmas=(.1, 1.), n_classes=3), rand(3, 1, (4, 4)), rand(3, 1, (4, 4), seed=1), five(.15, .4, 1.), torch.tensor([2, 0, 0])
+    each = net.log_prob(x, c, label=label, sigma=sigma)
+    for i in range(3): assert_close(net.log_prob(x[i:i+1], c[i:i+1], label=label[i:i+1], sigma=sigma[i].item()), each[i:i+1], rtol=1e-12, atol=1e-12)
+    assert torch.equal(net.log_prob(x, c, label=label, sigma=.4), net.log_prob(x, c, label=label, sigma=five(.4, .4, .4)))
+    assert (net.log_prob(x, c, label=label, sigma=.4) != each).tolist() == [True, False, True]
+    assert (net.log_prob(x, c, label=torch.tensor([2, 1, 0]), sigma=sigma) != each).tolist() == [False, True, False]
+    grad, = torch.autograd.grad(net.log_prob(x, c, label=label, sigma=sigma.requires_grad_()).sum(), sigma)
+    h = sigma.detach()*1e-6*five(1, 1, -1)
+    with torch.no_grad(): assert_close((net.log_prob(x, c, label=label, sigma=sigma + h) - each)/h, grad, rtol=1e-3, atol=1e-4)
+
+def test_the_stacked_net_tells_the_tall_one():
+    net, x, c = make('stacked', size=4, sigmas=(.1, 1.)), rand(2, 1, (4, 4)), rand(2, 1, (4, 4), seed=1)
+    assert net.net.sigmas == (.1, 1.)
+    assert torch.equal(net(x, c, sigma=five(.2, .9)), net.net(torch.cat([c, x], 2), sigma=five(.2, .9))[:, :, 4:])
+    assert set(make('stacked', size=4).state_dict()) == {f'net.{k}' for k in PixelCNNpp(**CONFIG).state_dict()}
+
+@both
+def test_levels_that_do_not_fit(kind):
+    net, x = make(kind, size=4, sigmas=(.1, 1.)), rand(2, 1, (4, 4))
+    for sigma in (.05, 1.1, -.3, math.nan, five(.3, 2.), five(.3, math.nan)):
+        for f in (net.log_prob, lambda x, c, sigma: net.sample(context=c, sigma=sigma)):
+            with pytest.raises(ValueError, match=r'sigma must lie in \[0.1, 1\]'): f(x, x, sigma=sigma)
+    with pytest.raises(ValueError, match='sigma must be given to a model with sigmas'): net.log_prob(x, x)
+    with pytest.raises(ValueError, match='sigma must be given to a model with sigmas'): net.sample(context=x)
+    with pytest.raises(ValueError, match='sigma must'): net.log_prob(x, x, sigma=five(.3, .3, .3))
+    with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): make(kind, size=4).log_prob(x, x, sigma=.3)
+    with pytest.raises(ValueError, match=r'sigmas must be \(lowest, highest\)'): make(kind, sigmas=(1., .1))
+
+@both
+def test_saved_with_its_levels(kind, tmp_path):
+    net, x = make(kind, size=4, sigmas=(.1, 1.)).float(), rand(2, 1, (4, 4)).float()
+    net.save_pretrained(tmp_path)
+    back = type(net).from_pretrained(tmp_path).eval()
+    assert back.sigmas == (.1, 1.) and torch.equal(back.log_prob(x, x, sigma=.2), net.log_prob(x, x, sigma=.2))
+
+# a tall network is a second stage
+
+@pytest.mark.parametrize('kw', [dict(), dict(channels=3, head='discretized', n_classes=2, n_resnet=2, dropout=.3, n_mix=3), dict(sigmas=(.2, .9))], ids=str)
+def test_from_tall(kw):
+    torch.manual_seed(0)
+    tall = PixelCNNpp(**{**CONFIG, 'size': (16, 4), **kw})
+    net = StackedPixelCNNpp.from_tall(tall)
+    config = {**CONFIG, 'channels': 1, 'head': 'continuous', 'n_classes': 0, 'sigmas': None, **kw}
+    assert net.size == (8, 4) and not net.training and (net.channels, net.head, net.n_mix, net.sigmas, net.net.n_classes) == tuple(config[k] for k in ('channels', 'head', 'n_mix', 'sigmas', 'n_classes'))
+    assert net.context_channels == net.channels and {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} == {config['dropout']}
+    assert net.net.state_dict().keys() == tall.state_dict().keys() and all(torch.equal(v, tall.state_dict()[k]) for k, v in net.net.state_dict().items())
+    x, c = (rand(2, net.channels, (8, 4), seed=s).float().clamp(-1, 1) for s in (0, 1))
+    cond = dict(label=torch.tensor([0, 1])) if net.net.n_classes else dict(sigma=.4) if net.sigmas else {}
+    tall.eval()
+    terms = tall.mixture(tall(torch.cat([c, x], 2), **cond)).log_prob(torch.cat([c, x], 2))
+    assert_close(net.log_prob(x, c, **cond), terms[:, 8:].flatten(1).sum(1))
+    with torch.no_grad(): tall.out.bias.add_(1.)
+    assert not torch.equal(net.net.out.bias, tall.out.bias)                            # a copy
+
+@pytest.mark.parametrize('kw', [dict(size=(12, 8)), dict(size=(4, 8)), dict(size=(16, 8), context_channels=1)], ids=str)
+def test_networks_that_are_no_second_stage(kw):
+    with pytest.raises(ValueError, match='net must have no context and images of a height divisible by 8, got channels=1, size='): StackedPixelCNNpp.from_tall(PixelCNNpp(**{**CONFIG, **kw}))
+    with pytest.raises(ValueError, match='net must'): StackedPixelCNNpp.from_tall(make('stacked'))

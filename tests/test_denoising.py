@@ -216,3 +216,49 @@ def test_bad_data_sets():
     for at, error in ((rand(1, 3), r'x_noisy must be \(B, 2\)'), (rand(2), 'x_noisy must be'), (rand(1, 2)*math.nan, 'x_noisy holds NaN')):
         for call in (lambda e: e.log_prob(at), lambda e: e.denoise(at), lambda e: e.denoise(at, 'local')):
             with pytest.raises(ValueError, match=error): call(SmoothedDataset(rand(2, 2), 0.5))
+
+# a network that is told the noise level
+
+LEVELS = torch.tensor([.15, .4, 1.], dtype=torch.float64)
+
+def by_autograd(model, x, sigma, step, **cond):
+    x = x.clone().requires_grad_()
+    return x.detach() + step**2*torch.autograd.grad(model.log_prob(x, sigma=sigma, **cond).sum(), x)[0]
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_step_of_a_network_that_is_told(channels):
+    model, x = tiny(channels, sigmas=(.1, 1.), n_classes=2), 0.5*rand(3, channels, 4, 4)
+    label = torch.tensor([0, 1, 1])
+    for s in (.1, .4, 1.): assert_close(single_step(model, x, s, label=label), by_autograd(model, x, s, s, label=label), rtol=1e-12, atol=1e-12)
+    each = single_step(model, x, LEVELS, label=label)
+    assert_close(each, by_autograd(model, x, LEVELS, LEVELS[:, None, None, None], label=label), rtol=1e-12, atol=1e-12)
+    for i, s in enumerate(LEVELS.tolist()): assert_close(single_step(model, x[i:i+1], s, label=label[i:i+1]), each[i:i+1], rtol=1e-12, atol=1e-12)
+    for same in (torch.tensor(.4, dtype=torch.float64), torch.full((3,), .4, dtype=torch.float64)): assert_close(single_step(model, x, same, label=label), single_step(model, x, .4, label=label), rtol=1e-12, atol=1e-12)
+    assert (single_step(model, x, .4, label=label) - by_autograd(model, x, .8, .4, label=label)).abs().max() > 1e-8   # which level it is told counts
+
+def test_the_local_step_of_a_network_that_is_told():
+    model, x = tiny(sigmas=(.1, 1.)), 0.5*rand(3, 1, 4, 4)
+    y = x.clone().requires_grad_()
+    own, = torch.autograd.grad(model.mixture(model(x, sigma=LEVELS).detach()).log_prob(y).sum(), y)
+    assert_close(single_step(model, x, LEVELS, 'local'), x + LEVELS[:, None, None, None]**2*own, rtol=1e-12, atol=1e-12)
+
+@pytest.mark.parametrize('model', [SmoothedDataset(rand(5, 1, 4, 4, seed=3), .4), tiny()], ids=['data set', 'one level'])
+def test_a_model_of_one_level_takes_steps_of_any_size(model):
+    x = rand(3, 1, 4, 4)
+    each = single_step(model, x, LEVELS)
+    assert_close(each, x + LEVELS[:, None, None, None]**2*score_of(model, x), rtol=1e-12, atol=1e-12)
+    for i, s in enumerate(LEVELS.tolist()): assert_close(single_step(model, x, s)[i], each[i], rtol=1e-12, atol=1e-12)
+
+@pytest.mark.parametrize('sigma, says', [
+    (.05, r'sigma must lie in \[0.1, 1\]'), (1.5, r'sigma must lie in \[0.1, 1\]'), (torch.tensor([.3, 1.5]), r'sigma must lie in \[0.1, 1\]'), (-.3, 'sigma must be a finite number above 0.*got -0.3'), (math.nan, 'sigma must be a finite number above 0'),
+    (torch.tensor([.3, math.nan]), 'sigma must be a finite number above 0.*got nan'), (torch.tensor([.3, -.2]), 'sigma must be a finite number above 0'), (torch.tensor(0.), 'sigma must be a finite number above 0'),
+    (torch.tensor([.3, .3, .3]), 'sigma must'), (torch.tensor([]), 'sigma must')], ids=str)
+def test_levels_that_do_not_fit(sigma, says):
+    with pytest.raises(ValueError, match=says): single_step(tiny(sigmas=(.1, 1.)), rand(2, 1, 4, 4), sigma)
+
+@pytest.mark.parametrize('sigma', [LEVELS, LEVELS[:2], LEVELS[:0]], ids=len)
+def test_as_many_levels_as_images(sigma):
+    "one image and three levels don't make three images"
+    n = 1 if len(sigma) == 3 else 3
+    for model in (tiny(), SmoothedDataset(rand(5, 1, 4, 4), .4)):
+        with pytest.raises(ValueError, match='sigma must'): single_step(model, rand(n, 1, 4, 4), sigma)

@@ -236,7 +236,7 @@ def test_a_pixelcnn_over_any_strips(sizes, channels):
             memory.keep()
     with torch.no_grad(): close(torch.cat(out, 2), net(x))
 
-def contexts(net): return net._contexts(None), net._cond(None, 2)
+def contexts(net): return net._contexts(None), net._cond(2)
 
 def test_without_memory_there_is_a_seam():
     net, x = Streams().double(), randn(2, 2, 12, 6)

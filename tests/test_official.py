@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.logistic import LogisticMixture
 from distsmooth.pixelcnn import PixelCNNpp, load_official, official_state
 
@@ -91,3 +92,24 @@ def test_faults(tmp_path):
     with pytest.raises(ValueError, match='size must be divisible by 4'): load_official(state, 30)
     with pytest.raises(FileNotFoundError): load_official(tmp_path/'nothing.pth')
     with pytest.raises(ValueError, match='neither context nor labels'): official_state(PixelCNNpp(1, 8, 4, 1, 2, n_classes=3))
+    with pytest.raises(ValueError, match='nor sigmas'): official_state(PixelCNNpp(1, 8, 4, 1, 2, sigmas=(.1, 1.)))
+
+# the second stage: one tall canvas, the smoothed image above the clean one
+
+@pytest.mark.parametrize('channels, size, n_resnet', [(1, (4, 8), 2), (3, (8, 4), 1)])
+def test_second_stage(channels, size, n_resnet):
+    H, W = size
+    state = {k: v.float().double() for k, v in published_state(channels, 5, n_resnet, 3, seed=1).items()}  # single precision holds them exactly
+    net = StackedPixelCNNpp.from_tall(load_official(state, size=(2*H, W))).double()
+    assert (net.channels, net.size, net.n_mix, net.context_channels, net.training) == (channels, size, 3, channels, False)
+    x, context = torch.randn(2, 3, channels, H, W, dtype=torch.float64)
+    params = Published(state)(torch.cat([context, x], 2), n_resnet)
+    scored = LogisticMixture(params, channels).log_prob(torch.cat([context, x], 2))[..., H:, :]
+    with torch.no_grad(): assert_close(net(x, context), params[:, :, H:], rtol=1e-10, atol=1e-10)
+    assert_close(net.log_prob(x, context), scored.flatten(1).sum(1), rtol=1e-10, atol=1e-10)
+    assert (net.log_prob(x, context.flip(0)) - net.log_prob(x, context)).abs().max() > 1e-3
+    back = official_state(net.net)
+    assert back.keys() == state.keys() and all(torch.equal(back[k], v) for k, v in state.items())
+
+def test_a_canvas_that_does_not_split():
+    with pytest.raises(ValueError, match='net must have no context and images of a height divisible by 8'): StackedPixelCNNpp.from_tall(load_official(published_state(1, 4, 1, 2), 12))

@@ -9,7 +9,7 @@ from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.data import load_dataset
 from distsmooth.denoising import single_step
 from distsmooth.made import MADE
-from distsmooth.pipeline import PRETRAINED, SmoothedModel
+from distsmooth.pipeline import PRETRAINED, SmoothedModel, load_parts, save_parts
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel, LaplaceKernel, UniformKernel
 
@@ -20,7 +20,12 @@ def pixels(channels=1):
 def stacked():
     net = dict(size=8, n_filters=4, n_resnet=1, n_mix=2)
     return SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net), LaplaceKernel(0.2)).eval()
-MODELS = {'made': made, 'pixels': pixels, 'colours': lambda: pixels(3), 'stacked': stacked}
+def levels(kernel=GaussianKernel(0.3), way='stacked', **kw):
+    "Networks that are told the noise level, from 0.1 to 0.8"
+    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2, sigmas=(.1, .8), dropout=0.)
+    return SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net) if way == 'stacked' else PixelCNNpp(**net, head='discretized', context_channels=1), kernel, **kw).eval()
+def with_raw(): return levels(LaplaceKernel(.2), 'encoder', raw=PixelCNNpp(1, 4, 4, 1, 3, 'discretized'))
+MODELS = {'made': made, 'pixels': pixels, 'colours': lambda: pixels(3), 'stacked': stacked, 'levels': levels, 'with raw': with_raw}
 
 @pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
 def test_round_trip_is_exact(make, tmp_path):
@@ -152,3 +157,117 @@ def test_knobs_reach_both_networks():
     assert_close(sm.sample(uniforms=u, method='naive'), plain)
     with pytest.raises(ValueError, match='temperature must be a positive number'): sm.sample(2, temperature=0)
     with pytest.raises(ValueError, match='two_step'): SmoothedModel(sm.smooth).complete(torch.zeros(1, 1, *SIZE), torch.zeros(*SIZE, dtype=torch.bool))
+
+# noise levels
+
+EACH = torch.tensor([.15, .8, .3], dtype=torch.float64)
+
+@pytest.mark.parametrize('sigma, way', [(.6, 'stacked'), (EACH, 'stacked'), (EACH, 'encoder')], ids=['one', 'each', 'each, encoder'])
+def test_both_networks_are_told(sigma, way):
+    sm = levels(way=way).double()
+    u = sm.uniforms(3, torch.Generator().manual_seed(0))
+    x_noisy = sm.smooth.sample(uniforms=u[0], sigma=sigma)
+    clean = sm.reverse.sample(context=x_noisy, uniforms=u[1], sigma=sigma)
+    assert torch.equal(sm.sample(uniforms=u, sigma=sigma, denoise=None), x_noisy) and torch.equal(sm.sample(uniforms=u, sigma=sigma), clean)
+    assert torch.equal(sm.denoise(x_noisy, uniforms=u[1], sigma=sigma), clean)
+    step = single_step(sm.smooth, x_noisy, sigma)
+    assert torch.equal(sm.sample(uniforms=u, sigma=sigma, denoise='single_step'), step) and torch.equal(sm.denoise(x_noisy, 'single_step', sigma=sigma), step)
+    for how in ('two_step', 'single_step', None):      # each of the two is told, and the default is another level
+        assert ((sm.sample(uniforms=u, denoise=how) - sm.sample(uniforms=u, sigma=sigma, denoise=how)).abs().flatten(1).amax(1) > 1e-9).tolist() == ([True, True, False] if sigma is EACH else [True]*3)
+    assert not torch.equal(sm.reverse.sample(context=x_noisy, uniforms=u[1], sigma=.3)[0], clean[0])
+    assert torch.equal(sm.sample(3, sigma=sigma, generator=torch.Generator().manual_seed(0)), clean)
+
+def test_the_default_level_is_the_kernels():
+    sm, x, mask = levels().double(), torch.rand(3, 1, 4, 4, dtype=torch.float64)*2 - 1, torch.eye(4).bool()
+    u, seed = sm.uniforms(3, torch.Generator().manual_seed(0)), lambda: torch.Generator().manual_seed(1)
+    for call in (lambda **kw: sm.sample(uniforms=u, **kw), lambda **kw: sm.denoise(x, uniforms=u[1], **kw), lambda **kw: sm.denoise(x, 'single_step', **kw),
+                 lambda **kw: sm.complete(x, mask, u, seed(), **kw), lambda **kw: sm.bound(x, 2, seed(), **kw)):
+        assert torch.equal(call(), call(sigma=.3)) and not torch.equal(call(), call(sigma=.31))
+    assert sm.level() == .3 and sm.level(.5) == .5 and sm.level(EACH) is EACH
+
+@pytest.mark.parametrize('kernel', [GaussianKernel, LaplaceKernel])
+def test_bound_and_completion_at_a_level_by_hand(kernel):
+    sm, x, s = levels(kernel(.3)).double(), torch.rand(2, 1, 4, 4, dtype=torch.float64)*2 - 1, .55
+    gen, terms = torch.Generator().manual_seed(1), []
+    for _ in range(3):
+        x_noisy = kernel(s).sample(x, gen)
+        with torch.no_grad(): terms.append(sm.smooth.log_prob(x_noisy, sigma=s) + sm.reverse.log_prob(x, x_noisy, sigma=s) - kernel(s).log_prob(x_noisy, x))
+    assert_close(sm.bound(x, 3, torch.Generator().manual_seed(1), sigma=s), torch.stack(terms).exp().mean(0).log(), rtol=1e-9, atol=1e-9)
+    mask, u = torch.rand(4, 4) < .5, sm.uniforms(2, torch.Generator().manual_seed(2))
+    x_noisy = sm.smooth.sample(uniforms=u[0], known=kernel(s).sample(x, torch.Generator().manual_seed(3)), mask=mask, sigma=s)
+    by_hand = sm.reverse.sample(context=x_noisy, uniforms=u[1], known=x, mask=mask, sigma=s)
+    assert torch.equal(sm.complete(x, mask, u, torch.Generator().manual_seed(3), sigma=s), by_hand) and torch.equal(by_hand[..., mask], x[..., mask])
+
+ZEROS, OUTSIDE, ONE = torch.zeros(2, 1, 4, 4), r'sigma must lie in \[0.1, 0.8\], got ', 'sigma must be 0.3, the one level this model was trained at, got '
+CALLS = {'sample': lambda sm, s: sm.sample(2, sigma=s), 'smoothed': lambda sm, s: sm.sample(2, denoise=None, sigma=s), 'step': lambda sm, s: sm.denoise(ZEROS, 'single_step', sigma=s), 'nothing': lambda sm, s: sm.denoise(ZEROS, None, sigma=s),
+         'denoise': lambda sm, s: sm.denoise(ZEROS, sigma=s), 'complete': lambda sm, s: sm.complete(ZEROS, torch.eye(4).bool(), sigma=s), 'bound': lambda sm, s: sm.bound(ZEROS, sigma=s), 'level': lambda sm, s: sm.level(s)}
+@pytest.mark.parametrize('call', CALLS)
+def test_other_levels_are_refused(call):
+    told = levels()
+    for s in (.05, .81, -.3, 0, float('nan'), torch.tensor([.3, .9]), torch.tensor([float('nan'), .3])):
+        with pytest.raises(ValueError, match=OUTSIDE): CALLS[call](told, s)
+    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2)
+    single = SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net), GaussianKernel(.3)).eval()
+    for s in (.31, .29, -.3, float('nan'), torch.tensor([.3, .4])):
+        with pytest.raises(ValueError, match=ONE): CALLS[call](single, s)
+    CALLS[call](single, .3)
+
+def test_a_single_level_takes_its_own_level_in_any_form():
+    sm = pixels()
+    u = sm.uniforms(2, torch.Generator().manual_seed(0))
+    for s in (.3, torch.tensor(.3), torch.full((2,), .3)): assert torch.equal(sm.sample(uniforms=u, sigma=s), sm.sample(uniforms=u))
+
+def test_parts_that_do_not_fit_together():
+    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2)
+    P, S = (lambda **kw: PixelCNNpp(**net, **kw)), (lambda **kw: StackedPixelCNNpp(**net, **kw))
+    for smooth, reverse in (((.1, 1.), (.1, .9)), ((.1, 1.), None), (None, (.1, 1.))):
+        with pytest.raises(ValueError, match='reverse must know the noise levels of smooth, '): SmoothedModel(P(sigmas=smooth), S(sigmas=reverse))
+    for sigma in (.39, .81):
+        with pytest.raises(ValueError, match=r'sigma must lie in \[0.4, 0.8\], got '): SmoothedModel(P(sigmas=(.4, .8)), S(sigmas=(.4, .8)), GaussianKernel(sigma))
+    for sigma in (.4, .8): SmoothedModel(P(sigmas=(.4, .8)), S(sigmas=[.4, .8]), GaussianKernel(sigma))
+    with pytest.raises(ValueError, match=r'sigma must lie in \[0.6, 1\], got 0.5'): SmoothedModel(P(sigmas=(.6, 1.)))   # the kernel that is left out is one of 0.5
+
+def test_levels_and_raw_come_back(tmp_path):
+    sm = with_raw()
+    sm.save_pretrained(tmp_path)
+    back = SmoothedModel.from_pretrained(tmp_path)
+    assert back.smooth.sigmas == back.reverse.sigmas == (.1, .8) and back.raw.sigmas is None and 'sigmas=(0.1, 0.8)' in repr(back) and back.kernel == LaplaceKernel(.2)
+    assert type(back.raw) is PixelCNNpp and (back.raw.head, back.raw.n_mix, back.raw.training) == ('discretized', 3, False) and torch.equal(back.raw(ZEROS), sm.raw(ZEROS))
+    u = sm.uniforms(3, torch.Generator().manual_seed(0))
+    assert torch.equal(back.sample(uniforms=u, sigma=EACH), sm.sample(uniforms=u, sigma=EACH))
+    parts = load_parts(tmp_path)
+    assert parts.keys() == {'kernel', 'smooth', 'reverse', 'raw'} and not any(parts[k].training for k in ('smooth', 'reverse', 'raw'))
+    assert SmoothedModel(made().smooth).raw is None
+
+@pytest.mark.parametrize('part', ['smooth', 'reverse', 'raw'])
+def test_one_part(part, tmp_path):
+    sm = with_raw()
+    net = getattr(sm, part)
+    save_parts(tmp_path/'new'/'one', sm.kernel, **{part: net.train()})
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()}
+    assert files == {f'new/one/{f}' for f in ('config.json', f'{part}/config.json', f'{part}/model.safetensors')}
+    got = load_parts(str(tmp_path/'new'/'one'))
+    assert got.keys() == {'kernel', part} and got['kernel'] == LaplaceKernel(.2) and type(got[part]) is type(net) and not got[part].training
+    assert_close(got[part].state_dict(), net.state_dict(), rtol=0, atol=0); assert got[part].sigmas == net.sigmas
+    if part == 'smooth':
+        alone = SmoothedModel.from_pretrained(tmp_path/'new'/'one')
+        assert alone.reverse is None and alone.raw is None and alone.sample(2, denoise=None).shape == (2, 1, 4, 4)
+        with pytest.raises(ValueError, match='needs a reverse model'): alone.sample(2)
+    else:
+        with pytest.raises(ValueError, match=rf"holds only \['{part}'\]: a SmoothedModel needs smooth"): SmoothedModel.from_pretrained(tmp_path/'new'/'one')
+
+def test_parts_saved_together_are_the_model(tmp_path):
+    sm = levels()
+    save_parts(tmp_path/'parts', sm.kernel, smooth=sm.smooth, reverse=sm.reverse)
+    sm.save_pretrained(tmp_path/'whole')
+    for f in ('config.json', *(f'{p}/{f}' for p in ('smooth', 'reverse') for f in ('config.json', 'model.safetensors'))):
+        assert (tmp_path/'parts'/f).read_bytes() == (tmp_path/'whole'/f).read_bytes()
+    assert torch.equal(SmoothedModel.from_pretrained(tmp_path/'parts').smooth(ZEROS, sigma=.2), sm.smooth(ZEROS, sigma=.2))
+
+def test_a_failed_save_of_parts_writes_nothing(tmp_path, monkeypatch):
+    old, new = levels(), levels()
+    save_parts(tmp_path/'m', old.kernel, smooth=old.smooth)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    monkeypatch.setattr(new.reverse, 'save_pretrained', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'): save_parts(tmp_path/'m', GaussianKernel(.2), smooth=new.smooth, reverse=new.reverse)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before

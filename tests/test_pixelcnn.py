@@ -8,7 +8,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 from distsmooth.logistic import quantize
 from distsmooth.masked import data_dependent_init
-from distsmooth.pixelcnn import ContextEncoder, Pair, PixelCNNpp, Streams
+from distsmooth.pixelcnn import ContextEncoder, NoiseLevel, Pair, PixelCNNpp, Streams
+from distsmooth.sampling import METHODS
 
 torch.set_num_threads(1)
 f64 = torch.float64
@@ -154,9 +155,16 @@ def by_the_paper(sd, x, n, context=None, cond=None):
     assert not us and not uls
     return F.conv2d(F.elu(ul), *weight('out'))
 
+def level_by_hand(sd, low, high, sigma):
+    "The vectors of noise levels `sigma` (B,), from the state dict"
+    place = [(math.log(s) - math.log(low))/(math.log(high) - math.log(low)) for s in sigma.tolist()]
+    code = torch.tensor([[math.cos(math.pi*k*p) for k in range(1, 9)] for p in place], dtype=f64)
+    h = code@sd['level.layers.0.weight'].T + sd['level.layers.0.bias']
+    return F.elu(h)@sd['level.layers.2.weight'].T + sd['level.layers.2.bias']
+
 @pytest.mark.parametrize('channels,size,n_filters,n_resnet,config', [
     (1, (8, 8), 4, 1, {}), (3, (8, 12), 3, 2, {}), (1, (12, 4), 4, 3, {}), (1, (4, 4), 5, 1, dict(n_mix=3)),
-    (3, (8, 8), 4, 2, dict(context_channels=2)), (1, (8, 8), 4, 1, dict(n_classes=4)), (1, (8, 4), 4, 2, dict(context_channels=1, n_classes=2))])
+    (3, (8, 8), 4, 2, dict(context_channels=2)), (1, (8, 8), 4, 1, dict(n_classes=4)), (3, (4, 8), 4, 1, dict(sigmas=(.2, 1.5))), (1, (8, 4), 4, 1, dict(context_channels=1, n_classes=3, sigmas=(.1, 1.))), (1, (8, 4), 4, 2, dict(context_channels=1, n_classes=2))])
 @torch.no_grad()
 def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_resnet, config):
     model = build(channels, size, n_filters, n_resnet, **config)
@@ -165,7 +173,9 @@ def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_re
     c = noise(2, model.context_channels, *size, seed=2) if model.context_channels else None
     label = torch.tensor([0, 1]) if model.n_classes else None
     context, cond = model.encoder(c) if c is not None else None, model.label(label) if label is not None else None
-    assert_close(model(x, c, label), by_the_paper(model.state_dict(), x, n_resnet, context, cond), rtol=1e-9, atol=1e-9)
+    sigma = torch.tensor([.9, .25], dtype=f64) if model.sigmas else None
+    if model.sigmas: cond = level_by_hand(model.state_dict(), *model.sigmas, sigma) + (0 if cond is None else cond)
+    assert_close(model(x, c, label, sigma), by_the_paper(model.state_dict(), x, n_resnet, context, cond), rtol=1e-9, atol=1e-9)
 
 # structure
 
@@ -185,6 +195,17 @@ def test_state_dict_names_are_kept():
     got = {k[:-5] if k.endswith('.conv') else k for k in got}
     assert got == expected | encoder | {f'{b}.context' for b in blocks}
     assert {'label.weight', 'up.0.vertical.0.cond.weight', 'down.2.horizontal.1.cond.bias'} <= set(both.state_dict())
+
+def test_noise_levels_add_names_and_change_none():
+    "what was stored before there were levels still loads"
+    parts = ('bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1')
+    plain, told = (set(build(**kw).state_dict()) for kw in ({}, dict(sigmas=(.1, 1.))))
+    layers = {k[:-5] for k in plain if k.endswith('.bias')}
+    assert plain == {f'{layer}.{part}' for layer in layers for part in parts} and not any('level' in k or 'cond' in k for k in plain)
+    blocks = {k[:-len('.conv_in.conv')] for k in layers if k.endswith('.conv_in.conv')}
+    assert len(blocks) == 16 and told - plain == {f'{name}.{p}' for name in ('level.layers.0', 'level.layers.2', *(f'{b}.cond' for b in blocks)) for p in ('weight', 'bias')}
+    assert plain < told and set(build(n_classes=2, sigmas=(.1, 1.)).state_dict()) - told == {'label.weight'}
+    assert set(build(n_classes=2).state_dict()) - plain == told - plain - {f'level.layers.{i}.{p}' for i in (0, 2) for p in ('weight', 'bias')} | {'label.weight'}
 
 def by_hand(C, P, f, n):
     conv = lambda n_in, n_out, kernel: n_in*n_out*kernel + 2*n_out
@@ -234,7 +255,7 @@ def test_fewer_rows_give_the_same_params(context_channels):
     model = PixelCNNpp(1, (12, 8), 4, 1, 2, dropout=0., context_channels=context_channels, n_classes=3).double()
     x, label = torch.randn(2, 1, 12, 8, dtype=torch.float64), torch.tensor([0, 2])
     context = torch.randn(2, 2, 12, 8, dtype=torch.float64) if context_channels else None
-    full, params = model(x, context, label), model.prepared(context, label)
+    full, params = model(x, context, label), model.prepared(context, label=label)
     for row in range(12):
         rows = model.period*(row//model.period + 1)
         assert row < rows <= 12
@@ -254,11 +275,11 @@ def test_labels_shift_every_gate():
     drawn = model.sample(uniforms=u, label=label)
     assert_close(drawn, model.sample(uniforms=u, label=label)); assert (drawn != model.sample(uniforms=u, label=label.flip(0))).any()
 
-@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1, n_classes=2)))
+@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1, n_classes=2), dict(sigmas=(.1, 1.))))
 def test_every_parameter_gets_a_gradient(config):
     model = build(**{'n_resnet': 2, 'n_mix': 2, **config}).train()
     x = quantize(noise(4, model.channels, 8, 8)/2)
-    cond = dict(context=noise(4, 1, 8, 8, seed=2), label=torch.tensor([0, 1, 0, 1])) if config.get('n_classes') else {}
+    cond = dict(context=noise(4, 1, 8, 8, seed=2), label=torch.tensor([0, 1, 0, 1])) if config.get('n_classes') else dict(sigma=torch.tensor([.1, .2, .5, 1.])) if config.get('sigmas') else {}
     model.log_prob(x, **cond).sum().backward()
     for name, p in model.named_parameters(): assert p.grad is not None and p.grad.abs().sum() > 0 and p.grad.isfinite().all(), name
 
@@ -338,7 +359,7 @@ def test_sampling_leaves_the_mode_alone_and_is_not_dropped_out():
     a, b = model.sample(uniforms=u), model.sample(uniforms=u)
     assert torch.equal(a, b) and model.training
 
-@pytest.mark.parametrize('config', (dict(), dict(channels=3, size=(8, 4), head='discretized'), dict(context_channels=1, n_classes=3, dropout=.1)))
+@pytest.mark.parametrize('config', (dict(), dict(channels=3, size=(8, 4), head='discretized'), dict(context_channels=1, n_classes=3, dropout=.1), dict(size=4, sigmas=(.1, 1))))
 def test_save_and_load(config, tmp_path):
     torch.manual_seed(0)
     model = PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=2), **config}).eval()
@@ -346,13 +367,14 @@ def test_save_and_load(config, tmp_path):
     again = PixelCNNpp.from_pretrained(tmp_path)
     assert not again.training and repr(again) == repr(model)
     x = torch.rand(2, model.channels, *model.size)
-    cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else {}
+    assert again.sigmas == model.sigmas and (again.sigmas is None or type(again.sigmas) is tuple)
+    cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else dict(sigma=.3) if config.get('sigmas') else {}
     assert torch.equal(again(x, **cond), model(x, **cond)) and torch.equal(again.log_prob(x, **cond), model.log_prob(x, **cond))
     assert torch.equal(copy.deepcopy(model)(x, **cond), model(x, **cond))
 
 def test_repr_informs():
-    text = repr(build(size=(8, 12), n_classes=3))
-    for word in ('size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
+    text = repr(build(size=(8, 12), n_classes=3, sigmas=(.1, 1)))
+    for word in ('sigmas=(0.1, 1.0)', 'size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
 
 # bad inputs
 
@@ -361,7 +383,7 @@ def test_repr_informs():
     (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), 'channels must be 1 or 3, got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
     (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
     (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
-    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie')])
+    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie'), (dict(sigmas=(1., .1)), r'sigmas must be \(lowest, highest\)'), (dict(sigmas=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigmas=()), 'sigmas must be')])
 def test_networks_that_cannot_be_built(config, message):
     with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
 
@@ -373,7 +395,7 @@ x8 = torch.zeros(2, 1, 8, 8, dtype=f64)
     ({}, dict(x=x8, context=x8), 'context must be None'), (dict(context_channels=1), dict(x=x8), 'give it a context'),
     (dict(context_channels=1), dict(x=x8, context=x8[:, :, :4]), r'context must be .*got \(2, 1, 4, 8\)'), (dict(context_channels=2), dict(x=x8, context=x8), r'context must be .*got \(2, 1, 8, 8\)'),
     (dict(context_channels=1), dict(x=x8, context=x8[:1]), r'context (must be \(2, 1, 8, 8\), got \(1, 1, 8, 8\)|holds 1 images, but 2)'),
-    ({}, dict(x=x8, label=torch.tensor([0, 1])), 'label must be given for a model with n_classes, and only then'), (dict(n_classes=3), dict(x=x8), 'label must be given for a model with n_classes'),
+    ({}, dict(x=x8, label=torch.tensor([0, 1])), r"label must be given to a model with n_classes, and only then \(this model's: 0\)"), (dict(n_classes=3), dict(x=x8), r"label must be given to a model with n_classes.*3\), got None"),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), 'class numbers below 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), 'class numbers below 3'),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0])), r'label must be \(2,\)'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), 'whole numbers .*float32'),
     (dict(n_classes=3), dict(x=x8, label=[0, 1]), 'label must be a tensor.*list')])
@@ -388,3 +410,84 @@ def test_values_that_do_not_fit(bad, error, message):
 
 def test_nan_in_the_context_is_refused():
     with pytest.raises(ValueError, match='context holds NaN'): build(context_channels=1).log_prob(x8, x8*math.nan)
+
+# noise levels
+
+LEVELS = dict(sigmas=(.1, 1.))
+def levels(*values): return torch.tensor(values, dtype=f64)
+
+def test_every_level_gives_a_causal_network_of_its_own():
+    "a Jacobian for each level of a batch; a level changes every pixel's params, the first one's too"
+    model, sigma = build(3, (4, 4), n_resnet=2, context_channels=1, **LEVELS), levels(.1, .13, .45, .999, 1.)
+    x, c = noise(1, 3, 4, 4).expand(5, -1, -1, -1), noise(1, 1, 4, 4, seed=2).expand(5, -1, -1, -1)
+    f = lambda x: model(x, c, sigma=sigma)
+    w = noise(1, f(x).shape[1], 1, 1, seed=7)
+    J = torch.autograd.functional.jacobian(lambda x: (f(x)*w).sum(1), x.clone(), vectorize=True)  # (B, H, W, B, C, H, W)
+    J = J.abs().amax(4).flatten(1, 2).flatten(3)
+    for i in range(5):
+        for k in range(5): assert torch.equal(J[i, :, k] > 0, before(16) if i == k else torch.zeros(16, 16).bool())
+    out = f(x)
+    for i in range(5):
+        for k in range(i): assert ((out[i] - out[k]).abs().amax(0) > 1e-7).all()
+
+def test_a_number_is_as_good_as_a_level_for_each_image():
+    model = build(size=(4, 8), n_classes=3, **LEVELS)
+    x, label, sigma = noise(3, 1, 4, 8), torch.tensor([2, 0, 0]), levels(.15, .4, 1.)
+    for f in (model, model.log_prob):
+        each = f(x, label=label, sigma=sigma)
+        for i, s in enumerate(sigma.tolist()): assert_close(f(x[i:i+1], label=label[i:i+1], sigma=s), each[i:i+1], rtol=1e-12, atol=1e-12)
+        for one in (torch.full((3,), .4, dtype=f64), torch.tensor(.4, dtype=f64), torch.tensor([.4], dtype=f64)):
+            assert torch.equal(f(x, label=label, sigma=one), f(x, label=label, sigma=.4))
+        assert (f(x, label=label, sigma=.4)[[0, 2]] != each[[0, 2]]).any(-1).all()
+        assert (f(x, label=label.flip(0), sigma=sigma) != each)[[0, 2]].any()        # labels still count
+        swapped = f(x[[1, 0, 2]], label=label[[1, 0, 2]], sigma=sigma[[1, 0, 2]])
+        assert_close(swapped[[1, 0, 2]], each, rtol=1e-12, atol=1e-12)
+
+def test_the_network_is_continuous_in_its_level():
+    "finite differences across the whole range, and at both ends, agree with autograd: no steps, no lost digits"
+    model, x = build(size=4, **LEVELS), noise(1, 1, 4, 4)
+    w = noise(1, 3, 4, 4, seed=3)
+    f = lambda s: (model(x.expand(len(s), -1, -1, -1), sigma=s)*w).sum((1, 2, 3))
+    s = levels(.1 + 1e-7, .11, .2, .3, .5, .7, .95, 1 - 1e-7).requires_grad_()
+    slope, = torch.autograd.grad(f(s).sum(), s)
+    with torch.no_grad(): assert_close((f(s*(1 + 2e-7)) - f(s*(1 - 2e-7)))/(4e-7*s), slope, rtol=1e-5, atol=1e-6)
+    assert (slope.abs() > 1e-6)[1:-1].all()
+    dense = f(torch.logspace(-1, 0, 60, dtype=f64).clamp(.1, 1))
+    assert len(dense.unique()) == 60
+
+def test_a_vector_for_a_level():
+    layer = NoiseLevel((.2, .8), 5).to(f64)
+    sd = {f'level.{k}': v for k, v in layer.state_dict().items()}
+    s = levels(.2, .21, .4, .7999, .8)
+    out = layer(s)
+    assert out.shape == (5, 5); assert_close(out, level_by_hand(sd, .2, .8, s), rtol=1e-12, atol=1e-12)
+    for i, one in enumerate(s): assert_close(layer(one.item()), out[i:i+1], rtol=1e-12, atol=1e-12)
+    assert len(layer.layers[0].weight[0]) == 8 and layer.float()(s).dtype == torch.float32
+    assert_close(layer(s.float()), out.float(), rtol=1e-4, atol=1e-5)               # single precision may fall a hair outside
+    assert NoiseLevel((.2, .8), 5, n_cosines=3).layers[0].weight.shape == (5, 3) and 'sigmas=(0.2, 0.8)' in repr(layer)
+
+def test_other_levels_of_the_range_mean_the_same_place():
+    "the code is of the place on a log scale: two ranges of one ratio know the same vectors"
+    a, b = build(size=4, sigmas=(.1, 1.)), build(size=4, sigmas=(.03, .3))
+    x = noise(1, 1, 4, 4)
+    assert_close(a(x, sigma=.5), b(x, sigma=.15), rtol=1e-9, atol=1e-9)
+    assert (a(x, sigma=.3) - b(x, sigma=.3)).abs().max() > 1e-6
+
+OUTSIDE = r'sigma must lie in \[0.1, 1\], the levels of this model, got '
+@pytest.mark.parametrize('call', ('forward', 'log_prob', *METHODS))
+@pytest.mark.parametrize('sigma, message', [
+    (None, r'sigma must be given to a model with sigmas, and only then .*\(0.1, 1.0\)\), got None'), (.0999, OUTSIDE + r'\[0.0999'), (1.001, OUTSIDE), (-.3, OUTSIDE), (0., OUTSIDE), (math.nan, OUTSIDE + r'\[nan\]'),
+    (math.inf, OUTSIDE), (levels(.3, 1.1), OUTSIDE), (levels(.05, .3), OUTSIDE), (levels(math.nan, .3), OUTSIDE), (levels(.3, .4, .5), r'sigma must .*3'), (levels(), 'sigma must')], ids=str)
+def test_levels_that_do_not_fit(call, sigma, message):
+    model = NETS.setdefault('levels', build(size=4, **LEVELS))
+    with pytest.raises(ValueError, match=message):
+        if call in ('forward', 'log_prob'): getattr(model, call)(x8[:, :, :4, :4], sigma=sigma)
+        else: model.sample(2, method=call, sigma=sigma)
+NETS = {}
+
+@pytest.mark.parametrize('sigma', (.3, levels(.3, .4)), ids=str)
+def test_a_model_of_one_level_is_not_told(sigma):
+    model = build(size=4)
+    assert model.sigmas is None and model.told(sigma) == {} and build(size=4, **LEVELS).told(sigma) == dict(sigma=sigma)
+    for f in (lambda: model(x8[:, :, :4, :4], sigma=sigma), lambda: model.log_prob(x8[:, :, :4, :4], sigma=sigma), lambda: model.sample(2, sigma=sigma)):
+        with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): f()

@@ -577,3 +577,36 @@ def test_on_a_gpu(name):
     there = {k: v.cuda() for k, v in cond.items()}
     for method in METHODS:
         torch.testing.assert_close(model.cuda().sample(uniforms=u.cuda(), method=method, **there).cpu(), slow, atol=1e-8, rtol=0)
+
+# noise levels
+
+TOLD = {'plain': lambda: pixelcnn(size=(8, 4), sigmas=(.1, 1.), n_classes=2), 'context': lambda: pixelcnn(3, (4, 4), sigmas=(.1, 1.), context_channels=2),
+        'stacked': lambda: stacked(size=(4, 4), sigmas=(.1, 1.))}
+
+def drawn_at(model, sigma, u, cond, methods=tuple(METHODS), **how):
+    all_of = {m: model.sample(uniforms=u, method=m, sigma=sigma, **cond, **how) for m in methods}
+    for m, x in all_of.items(): torch.testing.assert_close(x, all_of['naive'], atol=1e-8, rtol=0, msg=lambda text: f'{m}: {text}')
+    return all_of['cached']
+
+@pytest.mark.parametrize('name', TOLD)
+def test_all_methods_agree_at_one_level_and_at_a_level_for_each_image(name):
+    model, n = TOLD[name](), 3
+    u, cond, sigma = model.uniforms(n, seeded(4)), conditions(model, n), torch.tensor([.1, .35, 1.], dtype=torch.float64)
+    each, one = drawn_at(model, sigma, u, cond), drawn_at(model, .35, u, cond)
+    same = model.sample(uniforms=u, sigma=torch.full((n,), .35, dtype=torch.float64), **cond)
+    torch.testing.assert_close(one, same, atol=1e-10, rtol=0); torch.testing.assert_close(one[1], each[1], atol=1e-8, rtol=0)
+    for i in (0, 2):
+        assert (one[i] - each[i]).abs().max() > 1e-6
+        alone = model.sample(uniforms=u[i:i+1], sigma=sigma[i].item(), **{k: v[i:i+1] for k, v in cond.items()})
+        torch.testing.assert_close(alone[0], each[i], atol=1e-8, rtol=0)
+    how = masks(model, n, 'leading rows' if model.size[0] == 8 else 'random')
+    done = drawn_at(model, sigma, u, cond, ('naive', 'cached'), **how)
+    assert torch.equal(done[how['mask'].expand_as(done)], how['known'][how['mask'].expand_as(done)])
+
+def test_what_is_drawn_follows_its_level():
+    "each drawn pixel is what its own mixture, at the level of its image, makes of its uniforms"
+    for name, model in ((k, TOLD[k]()) for k in ('plain', 'stacked')):
+        u, cond, sigma = model.uniforms(2, seeded(5)), conditions(model, 2), torch.tensor([.9, .12], dtype=torch.float64)
+        x = model.sample(uniforms=u, sigma=sigma, **cond)
+        again = lambda s: model.mixture(model(x, sigma=s, **{'context': None, **cond})).sample(u)
+        with torch.no_grad(): torch.testing.assert_close(again(sigma), x, atol=1e-8, rtol=0); assert (again(sigma.flip(0)) - x).abs().amax((1, 2, 3)).min() > 1e-6

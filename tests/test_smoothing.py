@@ -8,7 +8,7 @@ from scipy import integrate, signal, stats
 from scipy.spatial.distance import cdist
 from torch.testing import assert_close
 from distsmooth.data import NarrowModes, load_dataset
-from distsmooth.smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, bias_variance, check_sigma, lipschitz, smooth_density, suggest_sigma
+from distsmooth.smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, bias_variance, check_sigma, check_sigmas, lipschitz, smooth_density, suggest_sigma
 
 KERNELS = [GaussianKernel, LaplaceKernel, UniformKernel]
 SCIPY = {GaussianKernel: lambda s: stats.norm(0, s), LaplaceKernel: lambda s: stats.laplace(0, s/2**.5), UniformKernel: lambda s: stats.uniform(-s*3**.5, 2*s*3**.5)}
@@ -29,6 +29,18 @@ def test_the_error_shows_the_value():
 
 @pytest.mark.parametrize('good', [1, .3, np.float32(.5), np.float64(.5), np.int64(2)])
 def test_good_sigma(good): assert check_sigma(good) == float(good) and type(check_sigma(good)) is float
+
+def test_a_range_of_levels():
+    assert check_sigmas(None) is None
+    for levels in ((.1, 1), [.1, 1.], (np.float64(.1), np.int64(1))):
+        low, high = got = check_sigmas(levels)
+        assert type(got) is tuple and got == (.1, 1.) and type(low) is type(high) is float
+
+@pytest.mark.parametrize('bad, says', [((1., .1), r'sigmas must be \(lowest, highest\).*got \(1.0, 0.1\)'), ((.3, .3), r'got \(0.3, 0.3\)'), ((.1,), r'sigmas must be.*got \(0.1,\)'),
+    ((.1, .2, .3), 'sigmas must be'), ((), 'sigmas must be'), ((0, 1), 'sigma must be a finite number above 0.*got 0'), ((-1, 1), 'got -1'), ((.1, math.inf), 'got inf'),
+    ((math.nan, 1.), 'got nan'), ((.1, math.nan), 'got nan'), (('.1', 1.), "got '.1'"), ((.1, None), 'got None'), (.5, 'sigmas must be.*got 0.5'), (0, 'sigmas must be.*got 0')])
+def test_no_range_of_levels(bad, says):
+    with pytest.raises(ValueError, match=says): check_sigmas(bad)
 
 # --- kernels
 

@@ -1,18 +1,87 @@
-"""The loop: seeds fix it, it learns, it averages, it stops on nonsense."""
+"""The loop: seeds fix it, it learns, it averages, it stops on nonsense, and more processes or parts change nothing."""
 import math
+from collections import Counter
 import pytest
 import torch
 from torch.testing import assert_close
+from forks import posix, together
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
-from distsmooth.training import TrainConfig, batches, raw_task, reverse_task, smooth_task, train
+from distsmooth.training import Run, TrainConfig, batch_indices, chance, images, raw_task, reverse_task, smooth_task, train
 
-KERNEL = GaussianKernel(0.3)
+KERNEL, SIGMAS = GaussianKernel(0.3), (0.1, 1.0)
 def net(**kwargs):
     torch.manual_seed(0)
     return PixelCNNpp(size=8, n_filters=4, n_resnet=1, n_mix=2, **{'dropout': 0., **kwargs})
 def stripes(n=64): return (torch.arange(8) % 2 * 1.6 - .8).expand(n, 1, 8, 8).clone()*torch.where(torch.rand(n, 1, 1, 1) < .5, 1., -1.)
 def config(**kwargs): return TrainConfig(**{'steps': 12, 'batch_size': 8, 'init_batch': 16, 'warmup': 2, 'ema': .5, **kwargs})
+def exact_run(task=smooth_task(KERNEL), data=None, net_kwargs={}, **kwargs):
+    "A run in float64, on data that are the same each time"
+    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)*2 - 1
+    return Run(net(**net_kwargs).double(), x if data is None else data, task, config(**kwargs))
+def copies(run): return [{k: v.clone() for k, v in m.state_dict().items()} for m in (run.model, run.ema)]
+
+# tasks and randomness
+
+def test_every_task_says_what_it_tells_the_model():
+    x = torch.rand(5, 1, 8, 8)
+    target, told = raw_task(x)
+    assert target is x and told == {}
+    assert smooth_task(KERNEL)(x)[1] == {} and set(smooth_task(KERNEL, SIGMAS)(x)[1]) == {'sigma'}
+    target, told = reverse_task(KERNEL)(x)
+    assert target is x and set(told) == {'context'} and set(reverse_task(KERNEL, 0., SIGMAS)(x)[1]) == {'context', 'sigma'}
+
+def test_reverse_task_noise():
+    x = torch.zeros(4000, 1, 1, 4)
+    target, told = reverse_task(KERNEL, clean_noise=.01)(x, torch.Generator().manual_seed(0))
+    assert abs(target.std() - .01) < 5e-4 and abs(told['context'].std() - .3) < 1e-2
+    assert abs(torch.corrcoef(torch.stack([target.flatten(), told['context'].flatten()]))[0, 1]) < .05
+
+@pytest.mark.parametrize('make', [smooth_task, lambda k, s: reverse_task(k, 0., s)], ids=['smooth', 'reverse'])
+def test_levels_are_log_uniform_and_true(make):
+    x = torch.zeros(3000, 1, 4, 4)
+    target, told = make(KERNEL, (.1, 1.))(x, torch.Generator().manual_seed(0))
+    x_noisy, sigma = told.get('context', target), told['sigma']
+    assert sigma.shape == (3000,) and sigma.min() >= .1 and sigma.max() <= 1
+    place = sigma.log10().sort().values + 1
+    assert (place - torch.linspace(0, 1, 3000)).abs().max() < .035  # Kolmogorov-Smirnov: p about 0.001
+    ratio = x_noisy.flatten(1).std(1)/sigma
+    for group in ratio[sigma.argsort()].split(1000): assert abs(group.pow(2).mean().sqrt() - 1) < .02
+
+def test_chance_is_for_one_purpose():
+    draw = lambda *what: torch.rand(4, generator=chance(*what)).tolist()
+    assert draw(0, 'noise', 3) == draw(0, 'noise', 3)
+    assert len({tuple(draw(*w)) for w in [(0, 'noise', 3), (0, 'noise', 4), (1, 'noise', 3), (0, 'init', 3), (0, 'dropout', 3, 0), (0, 'dropout', 3, 1)]}) == 6
+
+def test_batches_use_each_image_once_an_epoch():
+    epochs = [torch.cat([batch_indices(20, 6, 3*e + i, seed=4) for i in range(3)]).tolist() for e in range(3)]
+    assert all(len(set(e)) == 18 and set(e) <= set(range(20)) for e in epochs) and epochs[0] != epochs[1]
+    assert Counter(batch_indices(3, 6, 5).tolist()) == Counter(range(3))
+    assert batch_indices(20, 6, 1, seed=4).tolist() != batch_indices(20, 6, 1, seed=5).tolist()
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    a, b = exact_run(steps=50), exact_run(steps=60, accumulate=3, lr=1., ema=.9)
+    torch.rand(7)
+    for step in (0, 7):
+        a.step = b.step = step
+        (ta, _), (tb, _) = a.batch(), b.batch()
+        assert torch.equal(ta, tb)
+    c = exact_run(seed=1)
+    c.step = 7
+    assert not torch.equal(c.batch()[0], ta)
+
+class OneByOne(torch.utils.data.Dataset):
+    "Hands out one image and its label at a time, like a folder of images"
+    def __init__(self, x): self.x = list(x)
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], 0
+
+@pytest.mark.parametrize('index', [[3, 1], [2], [0]])
+def test_images_of_every_kind_of_data(index):
+    x, index = torch.rand(5, 1, 8, 8), torch.tensor(index)
+    for data in (x, torch.utils.data.TensorDataset(x, torch.arange(5)), OneByOne(x)): assert torch.equal(images(data, index), x[index])
+
+# the whole run
 
 def test_same_seed_same_run_to_the_bit():
     x = stripes()
@@ -22,59 +91,174 @@ def test_same_seed_same_run_to_the_bit():
 
 def test_another_seed_is_another_run():
     x = stripes()
-    a, b = ([s.loss for s in train(net(), x, smooth_task(KERNEL), config(seed=seed))] for seed in (0, 1))
+    a, b = ([s.loss for s in train(net(), x, smooth_task(KERNEL), config(seed=seed, steps=3))] for seed in (0, 1))
     assert a != b
 
-@pytest.mark.parametrize('task, kwargs', [(smooth_task(KERNEL), {}), (raw_task, dict(head='discretized')),
-                                          (reverse_task(KERNEL), dict(head='discretized', context_channels=1))], ids=['smooth', 'raw', 'reverse'])
+def test_dropout_comes_from_the_step_and_leaves_other_randomness_alone():
+    runs = [exact_run(net_kwargs=dict(dropout=.5)) for _ in range(2)]
+    losses = []
+    for i, run in enumerate(runs):
+        torch.manual_seed(100 + i)
+        before = torch.random.get_rng_state()
+        losses.append([run.advance() for _ in range(3)])
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert losses[0] == losses[1]
+    assert_close(runs[0].model.state_dict(), runs[1].model.state_dict(), rtol=0, atol=0)
+    run = exact_run(net_kwargs=dict(dropout=.5), lr=1e-30, init_batch=0, batch_size=20)
+    run.batch = lambda: (run.data, {})
+    assert run.advance() != run.advance()  # the same images and weights: only what is dropped differs
+
+@pytest.mark.parametrize('task, kwargs', [(smooth_task(KERNEL), {}), (smooth_task(KERNEL, SIGMAS), dict(sigmas=SIGMAS)), (raw_task, dict(head='discretized')),
+                                          (reverse_task(KERNEL), dict(head='discretized', context_channels=1))], ids=['smooth', 'levels', 'raw', 'reverse'])
 def test_every_task_learns(task, kwargs):
-    losses = [s.loss for s in train(net(**kwargs), stripes(), task, config(steps=40, lr=1e-2))]
-    assert sum(losses[-5:]) < 0.8*sum(losses[:5])
+    losses = [s.loss for s in train(net(**kwargs), stripes(), task, config(steps=30, lr=1e-2))]
+    assert sum(losses[-5:]) < 0.85*sum(losses[:5])
 
 def test_loss_is_nats_per_dimension():
     "A run with learning rate next to nothing reports the log-likelihood of its own first batch"
-    x = stripes()
-    model = net()
-    state = next(train(model, x, raw_task, config(lr=1e-12, batch_size=64)))
-    assert_close(torch.tensor(state.loss), -model.log_prob(x).mean()/model.dims, rtol=1e-4, atol=1e-4)
+    run = exact_run(lr=1e-30, batch_size=20)
+    target, told = run.batch()
+    loss = run.advance()
+    expected = -run.model.eval().log_prob(target, **told)/run.model.dims
+    assert_close(torch.tensor(loss, dtype=torch.float64), expected.mean(), rtol=1e-10, atol=1e-10)
+    assert_close(run.losses(target, **told), expected, rtol=1e-10, atol=1e-10)
 
 def test_average_of_the_weights():
-    model, expected = net(), None
-    for s in train(model, stripes(), smooth_task(KERNEL), config(ema=.5, steps=4)):
-        now = model.init[0].conv.bias.detach().clone()
-        expected = now if expected is None else .5*expected + .5*now
-        assert_close(s.ema.init[0].conv.bias, expected)
+    run, expected = exact_run(ema=.7), None
+    for _ in range(4):
+        run.advance()
+        now = {k: p.detach().clone() for k, p in run.model.named_parameters()}
+        expected = now if expected is None else {k: .7*expected[k] + .3*now[k] for k in now}
+    assert_close({k: p.detach() for k, p in run.ema.module.named_parameters()}, expected, rtol=1e-12, atol=1e-12)
+    assert not run.ema.training and not run.ema.module.training
+
+def test_without_average_it_is_the_network():
+    run = exact_run(ema=0.)
+    for _ in range(2): run.advance()
+    assert_close(run.ema.module.state_dict(), run.model.state_dict(), rtol=0, atol=0)
 
 def test_the_caller_may_stop():
     states = train(net(), stripes(), smooth_task(KERNEL), config(steps=10**9))
     assert [s.step for s, _ in zip(states, range(3))] == [1, 2, 3]
 
-def test_batches_use_each_example_once_an_epoch():
-    stream = batches(torch.arange(20), 6, torch.Generator().manual_seed(0))
-    for _ in range(3):
-        epoch = torch.cat([next(stream) for _ in range(3)]).tolist()
-        assert len(set(epoch)) == 18
-    assert len(next(batches(torch.arange(3), 6))) == 3
+# configuration
 
-def test_reverse_task_noise():
-    x = torch.zeros(4000, 1, 1, 4)
-    target, context = reverse_task(KERNEL, clean_noise=.01)(x, torch.Generator().manual_seed(0))
-    assert abs(target.std() - .01) < 5e-4 and abs(context.std() - .3) < 1e-2
+def test_total_number_of_steps():
+    assert [TrainConfig(epochs=3, batch_size=8).total(n) for n in (64, 65, 71, 72, 5)] == [24, 24, 24, 27, 3]
+    assert TrainConfig(epochs=3, steps=7, batch_size=8).total(64) == 7
 
-def test_schedule():
-    c = TrainConfig(steps=100, warmup=10, lr=1.)
-    rates = [c.lr_at(s) for s in range(100)]
+def test_cosine_schedule():
+    c = TrainConfig(warmup=10, lr=2.)
+    for step in range(100): assert math.isclose(c.lr_at(step, 100), 2*min(1, (step+1)/10)*math.cos(math.pi*step/200)**2, abs_tol=1e-12)
+    rates = [c.lr_at(s, 100) for s in range(100)]
     assert rates[0] < rates[5] < rates[9] and all(a >= b for a, b in zip(rates[10:], rates[11:])) and rates[-1] < 1e-3
 
-@pytest.mark.parametrize('field, value', [('steps', 0), ('batch_size', -1), ('lr', 0.), ('warmup', 0), ('clip', 0.), ('ema', 1.), ('ema', -.1), ('lr', math.nan)])
-def test_bad_configuration(field, value):
-    with pytest.raises(ValueError, match=f'{field} must'): TrainConfig(**{field: value})
+@pytest.mark.parametrize('warmup', [0, 4])
+def test_exponential_schedule(warmup):
+    c = TrainConfig(schedule='exponential', decay=.999995, lr=2e-4, warmup=warmup)
+    for step in (0, 1, 3, 4, 1000, 750_000):
+        assert math.isclose(c.lr_at(step, 750_000), 2e-4*math.exp(step*math.log(.999995))*(min(1, (step+1)/warmup) if warmup else 1), rel_tol=1e-9)
 
-def test_a_loss_that_is_no_number_stops_the_run():
-    factors = iter([1., 1., math.nan])
-    states = train(net(), stripes(), lambda x, g=None: (KERNEL.sample(x, g)*next(factors), None), config())
-    assert next(states).step == 1
-    with pytest.raises(FloatingPointError, match='the loss is nan: lower lr'): next(states)
+def test_the_optimizer_uses_the_schedule():
+    run = exact_run(steps=5, warmup=2, lr=.01)
+    for step in range(3):
+        run.advance()
+        assert run.optimizer.param_groups[0]['lr'] == run.config.lr_at(step, 5)
+
+@pytest.mark.parametrize('field, value', [('steps', 0), ('epochs', 0), ('batch_size', -1), ('accumulate', 0), ('lr', 0.), ('lr', math.nan), ('warmup', -1), ('clip', 0.), ('ema', 1.),
+                                          ('ema', -.1), ('decay', 0.), ('decay', 1.1), ('init_batch', -1), ('schedule', 'linear')])
+def test_bad_configuration(field, value):
+    with pytest.raises(ValueError, match=f'{field} must.*got {value!r}'): TrainConfig(**{field: value})
+
+def test_no_data():
+    with pytest.raises(ValueError, match='data must hold at least one image'): Run(net(), torch.zeros(0, 1, 8, 8), raw_task)
+
+# nonsense
+
+def spoiled(spoil):
+    "A run of two good steps, then the task is `spoil`; also the task that it had"
+    run = exact_run()
+    for _ in range(2): run.advance()
+    good, run.task = run.task, lambda x, generator=None: spoil(*good(x, generator))
+    return run, good
+
+def infinite_gradient(target, told):
+    "Finite values, whose gradient is not"
+    target = target.clone()
+    target[0, 0, 0, 0] = 1e200
+    return target, told
+
+@pytest.mark.parametrize('spoil, says', [(lambda t, told: (t*math.nan, told), 'the loss of step 2 is nan: lower lr'),
+                                         (infinite_gradient, 'step 2')], ids=['nan', 'overflow'])
+def test_a_step_of_nonsense_changes_nothing(spoil, says):
+    run, good = spoiled(spoil)
+    before, optimizer = copies(run), [v.clone() for s in run.optimizer.state_dict()['state'].values() for v in s.values()]
+    with pytest.raises(FloatingPointError, match=says): run.advance()
+    assert run.step == 2
+    assert_close(copies(run), before, rtol=0, atol=0)
+    assert_close([v for s in run.optimizer.state_dict()['state'].values() for v in s.values()], optimizer, rtol=0, atol=0)
+    run.task, fresh = good, exact_run()
+    for _ in range(2): fresh.advance()
+    assert run.advance() == fresh.advance()
+    assert_close(copies(run), copies(fresh), rtol=0, atol=0)  # nor does its gradient stay behind
+
+def test_an_infinite_gradient_is_refused():
+    run = exact_run()
+    run.advance()
+    before = copies(run)
+    next(run.model.parameters()).register_hook(lambda g: g*math.inf)
+    with pytest.raises(FloatingPointError, match='the gradient of step 1 has norm'): run.advance()
+    assert run.step == 1
+    assert_close(copies(run), before, rtol=0, atol=0)
 
 def test_a_first_batch_of_rubbish_is_refused():
     with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_task(KERNEL), config()))
+
+# parts and processes
+
+def gradients(steps=0, **kwargs):
+    "The gradient of a step, and what the rest of it gives"
+    run = exact_run(**kwargs)
+    losses = [run.advance() for _ in range(steps)]
+    losses.append(run.gradient())
+    return losses, {k: p.grad.clone() for k, p in run.model.named_parameters()}, *copies(run)
+
+@pytest.mark.parametrize('accumulate', [2, 3, 7, 20])
+def test_parts_give_the_gradient_of_the_whole(accumulate):
+    "Seven images in 2 parts (4, 3), in 3 (3, 2, 2), one by one, and in more parts than there are images"
+    kwargs = dict(task=smooth_task(KERNEL, SIGMAS), net_kwargs=dict(sigmas=SIGMAS), batch_size=7, init_batch=0)
+    assert_close(gradients(accumulate=accumulate, **kwargs)[:2], gradients(**kwargs)[:2], rtol=1e-10, atol=1e-10)
+
+def test_the_gradient_may_be_asked_for_twice():
+    run = exact_run()
+    run.gradient()
+    once = {k: p.grad.clone() for k, p in run.model.named_parameters()}
+    run.gradient()
+    assert_close({k: p.grad for k, p in run.model.named_parameters()}, once, rtol=0, atol=0)
+
+CASES = {'initialised': dict(init_batch=8), 'not initialised': dict(init_batch=0),
+         'levels, in parts': dict(task=smooth_task(KERNEL, SIGMAS), net_kwargs=dict(sigmas=SIGMAS), accumulate=2, init_batch=8),
+         'more parts than images': dict(accumulate=4, init_batch=0),
+         'reverse': dict(task=reverse_task(KERNEL), net_kwargs=dict(context_channels=1), init_batch=8)}
+
+@posix
+def test_two_processes_are_one_run():
+    "Seven images a step: four for one process, three for the other"
+    work = lambda rank: [gradients(steps=2, batch_size=7, **case) for case in CASES.values()]
+    one, (first, second) = work(0), together(work)
+    for name, a, b, c in zip(CASES, one, first, second):
+        assert_close(b, a, rtol=1e-10, atol=1e-10, msg=lambda m: f'{name}: {m}')
+        assert_close(c, b, rtol=0, atol=0, msg=lambda m: f'{name}, the processes differ: {m}')
+
+@posix
+def test_two_processes_stay_together_where_each_drops_its_own():
+    work = lambda rank: gradients(steps=2, net_kwargs=dict(dropout=.5), batch_size=7)
+    first, second = together(work)
+    assert_close(first, second, rtol=0, atol=0)
+
+@posix
+def test_fewer_images_than_processes_are_refused():
+    def work(rank):
+        with pytest.raises(ValueError, match='batch_size must'): exact_run(batch_size=1, init_batch=0).advance()
+        return True
+    assert together(work) == [True, True]

@@ -1,0 +1,229 @@
+"""Work in shards: nothing is done twice, nothing depends on how often it was interrupted or on how many processes there were."""
+import json
+import os
+import signal
+import time
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from forks import fork, posix, together, wait
+from distsmooth.denoising import single_step
+from distsmooth.pipeline import load_parts, save_parts
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.shards import denoise_shards, load_samples, sample_shards, work_off
+from distsmooth.smoothing import GaussianKernel, LaplaceKernel
+from distsmooth.training import chance
+
+NET = dict(size=8, n_filters=2, n_resnet=1, n_mix=1)
+def saved(folder, kernel=GaussianKernel(.5), sigmas=None, parts=('smooth', 'reverse')):
+    torch.manual_seed(0)
+    make = dict(smooth=lambda: PixelCNNpp(**NET, sigmas=sigmas), raw=lambda: PixelCNNpp(**NET, head='discretized'),
+                reverse=lambda: PixelCNNpp(**NET, head='discretized', context_channels=1, sigmas=sigmas))
+    save_parts(folder, kernel, **{p: make[p]() for p in parts})
+    return str(folder)
+
+@pytest.fixture(scope='module')
+def one_level(tmp_path_factory): return saved(tmp_path_factory.mktemp('one')/'m')
+@pytest.fixture(scope='module')
+def levels(tmp_path_factory): return saved(tmp_path_factory.mktemp('levels')/'m', sigmas=(.1, 1.))
+@pytest.fixture(scope='module')
+def samples(levels, tmp_path_factory):
+    "Seven samples at level 0.2, in shards of three"
+    out = tmp_path_factory.mktemp('samples')/'s'
+    sample_shards(levels, out, 7, sigma=.2, batch_size=3, progress=False)
+    return out
+
+def contents(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+def times(folder): return {p.name: p.stat().st_mtime_ns for p in folder.glob('shard-*')}
+
+# work_off
+
+def counting(sizes, done):
+    def work(k): done.append(k); return dict(x=torch.full((sizes[k], 1, 2, 2), float(k)))
+    return work
+
+def test_only_what_is_missing_is_done(tmp_path):
+    sizes, done = [3, 3, 1], []
+    paths = work_off(tmp_path, sizes, counting(sizes, done), {}, progress=False)
+    assert [p.name for p in paths] == ['shard-00000.npz', 'shard-00001.npz', 'shard-00002.npz'] and done == [0, 1, 2]
+    paths[1].unlink()
+    assert work_off(tmp_path, sizes, counting(sizes, done), {}, progress=False) == paths and done == [0, 1, 2, 1]
+    work_off(tmp_path, [3, 3, 2, 3], counting([3, 3, 2, 3], done), {}, progress=False)
+    assert done == [0, 1, 2, 1, 2, 3] and load_samples(tmp_path)[0].shape == (11, 1, 2, 2)
+
+def test_an_error_keeps_the_shards_before_it(tmp_path):
+    def work(k):
+        if k == 2: raise KeyboardInterrupt
+        return dict(x=np.zeros((3, 1, 2, 2), np.float32))
+    with pytest.raises(KeyboardInterrupt): work_off(tmp_path, [3, 3, 3], work, {}, progress=False)
+    assert set(contents(tmp_path)) == {'settings.json', 'shard-00000.npz', 'shard-00001.npz'}
+
+@pytest.mark.parametrize('settings, says', [(dict(a=2, b=(1, 2)), 'a: 1 there, 2 here'), (dict(a=1), r'b: \[1, 2\] there, None here'), (dict(a=1, b=(1, 2), c='x'), "c: None there, 'x' here")])
+def test_a_folder_of_other_settings_is_refused(tmp_path, settings, says):
+    work_off(tmp_path, [2], counting([2], []), dict(a=1, b=(1, 2)), progress=False)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=says): work_off(tmp_path, [2], counting([2], []), settings, progress=False)
+    assert contents(tmp_path) == before
+    work_off(tmp_path, [2], counting([2], []), dict(b=[1, 2], a=1), progress=False)
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path/'f').write_text('mine')
+    with pytest.raises(ValueError, match='out must be a folder'): work_off(tmp_path/'f', [1], counting([1], []), {})
+    assert (tmp_path/'f').read_text() == 'mine'
+
+@posix
+def test_killed_at_any_moment(tmp_path):
+    sizes = [500]*40
+    work = counting(sizes, [])
+    for wait_for in (.01, .03, .05, .07):
+        pid = fork(lambda: work_off(tmp_path/'killed', sizes, work, {}, progress=False))
+        time.sleep(wait_for)
+        os.kill(pid, signal.SIGKILL)
+        wait(pid)
+    work_off(tmp_path/'killed', sizes, work, {}, progress=False)
+    work_off(tmp_path/'whole', sizes, work, {}, progress=False)
+    x, y = (load_samples(tmp_path/f)[0] for f in ('killed', 'whole'))
+    assert torch.equal(x, y)
+
+# samples
+
+def test_shards_are_the_librarys_samples(levels, samples):
+    net, (x, sigma) = load_parts(levels)['smooth'], load_samples(samples)
+    assert x.shape == (7, 1, 8, 8) and x.dtype == torch.float32 and sigma == .2
+    expected = [net.sample(uniforms=net.uniforms(3, chance(0, 'sample', k))[:n], sigma=.2) for k, n in enumerate((3, 3, 1))]
+    assert torch.equal(x, torch.cat(expected)) and x.abs().max() > 1
+
+def test_resumed_by_shard(levels, tmp_path):
+    sample = lambda: sample_shards(levels, tmp_path, 4, sigma=.2, batch_size=2, progress=False)
+    paths, x = sample(), load_samples(tmp_path)[0]
+    paths[1].unlink()
+    before = times(tmp_path)
+    sample()
+    after = times(tmp_path)
+    assert set(after) == {'shard-00000.npz', 'shard-00001.npz'} and after['shard-00000.npz'] == before['shard-00000.npz']
+    assert torch.equal(load_samples(tmp_path)[0], x)
+    sample_shards(levels, tmp_path, 5, sigma=.2, batch_size=2, progress=False)
+    assert times(tmp_path).items() > after.items() and torch.equal(load_samples(tmp_path)[0][:4], x)
+
+@pytest.mark.parametrize('change', [dict(seed=1), dict(sigma=.3), dict(batch_size=2), dict(temperature=.5), dict(part='smooth')], ids=str)
+def test_other_samples_do_not_mix(levels, samples, change):
+    before = contents(samples)
+    with pytest.raises(ValueError, match=f'made otherwise.*{next(iter(change))}: .* there, .* here.*name another folder'):
+        sample_shards(levels, samples, 7, **{**dict(sigma=.2, batch_size=3, progress=False), **change})
+    assert contents(samples) == before
+
+def test_ways_of_drawing_are_passed_on(levels, tmp_path):
+    sample_shards(levels, tmp_path, 2, sigma=.2, batch_size=2, progress=False, method='naive', transform='icdf', temperature=.5)
+    net = load_parts(levels)['smooth']
+    assert_close(load_samples(tmp_path)[0], net.sample(uniforms=net.uniforms(2, chance(0, 'sample', 0)), sigma=.2, method='naive', transform='icdf', temperature=.5))
+
+def test_which_network_draws(tmp_path):
+    both = saved(tmp_path/'both', parts=('smooth', 'raw'))
+    for part, name in ((None, 'smooth'), ('smooth', 'smooth'), ('raw', 'raw')):
+        sample_shards(both, tmp_path/f'{part}', 1, part, batch_size=1, progress=False)
+        net = load_parts(both)[name]
+        assert torch.equal(load_samples(tmp_path/f'{part}')[0], net.sample(uniforms=net.uniforms(1, chance(0, 'sample', 0))))
+    reverse = saved(tmp_path/'reverse', parts=('reverse',))
+    with pytest.raises(ValueError, match=r"must hold smooth or raw, it holds \['reverse'\]"): sample_shards(reverse, tmp_path/'x', 1)
+    with pytest.raises(ValueError, match='must hold raw'): sample_shards(reverse, tmp_path/'x', 1, 'raw')
+    assert not (tmp_path/'x').exists()
+
+@pytest.mark.parametrize('n, batch_size', [(0, 1), (1, 0), (-1, 1)])
+def test_no_samples(levels, tmp_path, n, batch_size):
+    with pytest.raises(ValueError, match=f'n and batch_size must be at least 1, got {n} and {batch_size}'): sample_shards(levels, tmp_path, n, batch_size=batch_size)
+
+@pytest.mark.parametrize('how', ['sample', 'two_step', 'single_step'])
+def test_a_level_that_the_network_does_not_know_is_refused(one_level, tmp_path, how):
+    "It would be written down, and be wrong"
+    x = tmp_path/'x.npy'
+    np.save(x, np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(ValueError, match='sigma must.*0.9'):
+        if how == 'sample': sample_shards(one_level, tmp_path/'o', 1, sigma=.9, progress=False)
+        else: denoise_shards(one_level, x, tmp_path/'o', how, sigma=.9, progress=False)
+
+@posix
+def test_two_processes_make_the_same_shards(levels, samples, tmp_path):
+    def work(rank):
+        paths = sample_shards(levels, tmp_path/'s', 7, sigma=.2, batch_size=3, progress=False)
+        return paths, denoise_shards(levels, tmp_path/'s', tmp_path/'d', batch_size=4, progress=False)
+    first, second = together(work)
+    assert first == second and [p.exists() for p in first[0] + first[1]] == [True]*5
+    ours, theirs = contents(samples), contents(tmp_path/'s')
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(load_samples(samples)[0], load_samples(tmp_path/'s')[0])
+
+# what can be read
+
+@pytest.mark.parametrize('name', ['x.npz', 'smoothed_unclipped.npz', 'samples.npz', 'arr_0.npz', 'a.npy', 'a.pt', 'a.pth'])
+def test_every_kind_of_file(tmp_path, name):
+    x, path = torch.rand(3, 1, 4, 4), tmp_path/name
+    if path.suffix == '.npz': np.savez(path, **{path.stem: x.numpy(), 'other': np.zeros(2)})
+    elif path.suffix == '.npy': np.save(path, x.double().numpy())
+    else: torch.save(x, path)
+    read, sigma = load_samples(str(path))
+    assert torch.equal(read, x) and sigma is None
+
+def test_a_demos_samples_are_the_unclipped_ones(tmp_path):
+    x = torch.randn(3, 1, 4, 4).numpy()
+    np.savez_compressed(tmp_path/'samples.npz', smoothed=x.clip(-1, 1), smoothed_unclipped=x)
+    assert torch.equal(load_samples(tmp_path/'samples.npz')[0], torch.from_numpy(x))
+
+@pytest.mark.parametrize('name, value, says', [('a.npz', dict(y=np.zeros(2)), r"must hold an array called x, it holds \['y'\]"), ('a.npy', np.zeros((3, 4)), r'must hold images \(n, C, H, W\), got \(3, 4\)'),
+                                               ('a.pth', {'x': torch.zeros(1)}, 'must hold images'), ('a.txt', None, 'a file that ends in one of')])
+def test_what_cannot_be_read(tmp_path, name, value, says):
+    path = tmp_path/name
+    if path.suffix == '.npz': np.savez(path, **value)
+    elif path.suffix == '.npy': np.save(path, value)
+    elif path.suffix == '.pth': torch.save(value, path)
+    else: path.write_text('?')
+    with pytest.raises(ValueError, match=says): load_samples(path)
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no shard-'): load_samples(tmp_path)
+    with pytest.raises(FileNotFoundError, match='samples must be a folder or a file that exists'): load_samples(tmp_path/'none.npz')
+
+@posix
+def test_more_shards_than_files_may_be_open(tmp_path):
+    import resource
+    work_off(tmp_path, [1]*80, counting([1]*80, []), {}, progress=False)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 30 if os.path.isdir('/proc/self/fd') else 60, hard))
+    try: x, _ = load_samples(tmp_path)
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert x[:, 0, 0, 0].tolist() == list(range(80))
+
+# denoising
+
+@pytest.mark.parametrize('score', ['joint', 'local'])
+def test_single_step_is_the_librarys_at_the_level_of_the_samples(levels, samples, tmp_path, score):
+    denoise_shards(levels, samples, tmp_path, 'single_step', score=score, batch_size=4, progress=False)
+    x = load_samples(samples)[0]
+    assert_close(load_samples(tmp_path)[0], single_step(load_parts(levels)['smooth'], x, .2, score), rtol=1e-4, atol=1e-5)
+
+def test_two_steps_are_the_librarys_at_the_level_of_the_samples(levels, samples, tmp_path):
+    denoise_shards(levels, samples, tmp_path, seed=3, batch_size=4, progress=False)
+    net, x = load_parts(levels)['reverse'], load_samples(samples)[0]
+    expected = [net.sample(context=c, uniforms=net.uniforms(4, chance(3, 'two_step', k))[:len(c)], sigma=.2) for k, c in enumerate(x.split(4))]
+    assert torch.equal(load_samples(tmp_path)[0], torch.cat(expected))
+
+def test_a_given_level_wins_over_the_written_one(levels, samples, tmp_path):
+    denoise_shards(levels, samples, tmp_path/'given', 'single_step', sigma=.4, progress=False)
+    assert_close(load_samples(tmp_path/'given')[0], single_step(load_parts(levels)['smooth'], load_samples(samples)[0], .4), rtol=1e-4, atol=1e-5)
+    np.save(tmp_path/'x.npy', load_samples(samples)[0].numpy())
+    denoise_shards(levels, tmp_path/'x.npy', tmp_path/'own', 'single_step', progress=False)
+    assert json.loads((tmp_path/'own'/'settings.json').read_text())['sigma'] == .5
+
+def test_ways_back_that_are_not_there(levels, samples, tmp_path):
+    with pytest.raises(ValueError, match="how must be 'two_step' or 'single_step', got 'magic'"): denoise_shards(levels, samples, tmp_path/'o', 'magic')
+    smooth = saved(tmp_path/'smooth', parts=('smooth',), sigmas=(.1, 1.))
+    with pytest.raises(ValueError, match=r"must hold reverse, it holds \['smooth'\]"): denoise_shards(smooth, samples, tmp_path/'o')
+    laplace = saved(tmp_path/'laplace', LaplaceKernel(.5), (.1, 1.))
+    with pytest.raises(ValueError, match='Gaussian noise alone, not for LaplaceKernel'): denoise_shards(laplace, samples, tmp_path/'o', 'single_step')
+    with pytest.raises(ValueError, match='made otherwise'): denoise_shards(levels, samples, samples, progress=False)
+    assert not (tmp_path/'o').exists()
+
+def test_images_of_another_size(levels, tmp_path):
+    np.save(tmp_path/'x.npy', np.zeros((2, 1, 12, 12), np.float32))
+    for how in ('two_step', 'single_step'):
+        with pytest.raises(ValueError, match=r'\(B, 1, 8, 8\), got \(2, 1, 12, 12\)'): denoise_shards(levels, tmp_path/'x.npy', tmp_path/how, how, progress=False)
