@@ -115,14 +115,17 @@ def gated(
 class _Padded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, left, right, top):
-        (B, C, H, W), ctx.middle = x.shape, (slice(None), slice(None), slice(top, None), slice(left, left + x.shape[3]))
+        (B, C, H, W), ctx.at = x.shape, (top, left)
         last = x.is_contiguous(memory_format=torch.channels_last)
         out = torch.empty((B, C, H+top, W+left+right), dtype=x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
         out[:, :, :top], out[..., :left], out[..., W+left:] = 0, 0, 0
-        out[ctx.middle] = x
+        out[:, :, top:, left:W+left] = x
+        ctx.size = H, W
         return out
     @staticmethod
-    def backward(ctx, g): return g[ctx.middle], None, None, None
+    def backward(ctx, g):
+        for dim, start, length in zip((2, 3), ctx.at, ctx.size): g = g.narrow(dim, start, length)
+        return g, None, None, None
 
 def padded(
     x:torch.Tensor, # (B, C, H, W)

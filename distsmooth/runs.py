@@ -29,7 +29,7 @@ from .conditional import StackedPixelCNNpp
 from .data import load_dataset
 from .pipeline import KERNELS, save_parts
 from .pixelcnn import PixelCNNpp
-from .smoothing import check_sigmas
+from .smoothing import check_sigma, check_sigmas
 from .training import Run, TrainConfig, chance, images, raw_task, reverse_task, smooth_task
 
 # %% ../nbs/10b_runs.ipynb #6cf4f2b3
@@ -56,7 +56,7 @@ class Task:
     def __post_init__(self):
         self.sigmas = check_sigmas(self.sigmas)
         low, high = self.sigmas or (0, math.inf)
-        if not low <= self.sigma <= high: raise ValueError(f'sigma must lie within sigmas, {self.sigmas}, got {self.sigma!r}')
+        if not low <= check_sigma(self.sigma) <= high: raise ValueError(f'sigma must lie within sigmas, {self.sigmas}, got {self.sigma!r}')
     @property
     def noise(self): return KERNELS[self.kernel](self.sigma)
     @property

@@ -71,7 +71,7 @@ def test_every_form_of_a_checkpoint(wrap, tmp_path):
     x = torch.randn(2, 1, 8, 8)
     expected = Published(state)(x.double(), 1).float()
     for given in (wrap(state), tmp_path/'checkpoint.pth', str(tmp_path/'checkpoint.pth')):
-        with torch.no_grad(): assert_close(load_official(given, 8)(x), expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad(): assert_close(load_official(given, 8)(x).float(), expected, rtol=1e-4, atol=1e-4)
 
 def test_there_and_back():
     net = PixelCNNpp(3, 8, 4, 2, 2)
