@@ -98,7 +98,7 @@ def _part(parts, name, *wanted):
         if w in parts: return parts[w]
     raise ValueError(f'{str(name)!r} must hold {" or ".join(wanted)}, it holds {sorted(parts.keys() - {"kernel"})}')
 
-# %% ../nbs/10c_shards.ipynb #91bccbc8
+# %% ../nbs/10c_shards.ipynb #a69c6285
 def load_samples(
     path, # A folder of shards, or a file: .npz, .npy, or .pt/.pth as the published code writes them
 ) -> tuple: # Images (n, C, H, W), and the noise level that was written with them, or None
@@ -115,6 +115,7 @@ def load_samples(
     if not isinstance(x, torch.Tensor) or x.ndim != 4: raise ValueError(f'{path} must hold images (n, C, H, W), got {tuple(getattr(x, "shape", ()))}')
     return x.float(), None
 
+# %% ../nbs/10c_shards.ipynb #54b90859
 def _unreadable(path): raise ValueError(f'samples must be a folder, or a file that ends in one of {list(_READERS)}, got {str(path)!r}')
 
 def _from_npz(path):
