@@ -19,6 +19,10 @@ from judge_digits import fit, judge, kernel_distance
 
 BOX, LEVELS, DRAWN, N, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 256
 
+NOTE = """
+These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused, and the logs' test column holds the end alone. Running `make box` again agrees up to rounding.
+"""
+
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 def table(head, rows): return '\n'.join(['| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *('| ' + ' | '.join(r) + ' |' for r in rows)])
 def in_parts(f, *tensors): return torch.cat([f(*p) for p in zip(*(t.split(50) for t in tensors))])
@@ -64,7 +68,7 @@ def card(sm):
 One smooth and one reverse PixelCNN++ for MNIST at every noise level from 0.1 to 1, and a raw one, of digits as they are, to compare with.
 Made by `make box`: three runs of `distsmooth train` on MNIST's 60,000 training images (recipes `digits-smooth`, `digits-reverse`, `digits-raw`: 3750 steps of 16 images
 each, one pass, seed 0, float32, one thread), put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log.
-
+{NOTE}
 {table(['part', 'network', 'parameters'], sizes)}
 
 ## How likely test digits are
