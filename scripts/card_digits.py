@@ -20,7 +20,7 @@ from judge_digits import fit, judge, kernel_distance
 BOX, LEVELS, DRAWN, N, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 256
 
 NOTE = """
-These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused, and the logs' test column holds the end alone. Running `make box` again agrees up to rounding.
+These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused, and the logs' test column holds the end alone. `make box` takes the same steps with other rounding: expect figures like these, not the same weights.
 """
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
