@@ -185,9 +185,9 @@ def five(*values): return torch.tensor(values, dtype=torch.float64)
 
 @both
 def test_causal_at_every_level(kind):
-    net, sigma = make(kind, size=4, sigmas=(.1, 1.)), five(.1, .4, 1.)
+    net, sigma = make(kind, size=4, sigma_range=(.1, 1.)), five(.1, .4, 1.)
     x, c = (rand(1, 1, (4, 4), seed=s).repeat(3, 1, 1, 1).requires_grad_() for s in (0, 1))
-    assert net.sigmas == (.1, 1.) and net.told(.3) == dict(sigma=.3)
+    assert net.sigma_range == (.1, 1.) and net.told(.3) == dict(sigma=.3)
     out = net(x, c, sigma=sigma)
     weights = torch.randn(out.shape[1], 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for i in range(16):
@@ -200,7 +200,7 @@ def test_causal_at_every_level(kind):
 
 @both
 def test_a_level_for_each_image(kind):
-    net, x, c, sigma, label = make(kind, size=4, sigmas=(.1, 1.), n_classes=3), rand(3, 1, (4, 4)), rand(3, 1, (4, 4), seed=1), five(.15, .4, 1.), torch.tensor([2, 0, 0])
+    net, x, c, sigma, label = make(kind, size=4, sigma_range=(.1, 1.), n_classes=3), rand(3, 1, (4, 4)), rand(3, 1, (4, 4), seed=1), five(.15, .4, 1.), torch.tensor([2, 0, 0])
     each = net.log_prob(x, c, label=label, sigma=sigma)
     for i in range(3): assert_close(net.log_prob(x[i:i+1], c[i:i+1], label=label[i:i+1], sigma=sigma[i].item()), each[i:i+1], rtol=1e-12, atol=1e-12)
     assert torch.equal(net.log_prob(x, c, label=label, sigma=.4), net.log_prob(x, c, label=label, sigma=five(.4, .4, .4)))
@@ -211,14 +211,14 @@ def test_a_level_for_each_image(kind):
     with torch.no_grad(): assert_close((net.log_prob(x, c, label=label, sigma=sigma + h) - each)/h, grad, rtol=1e-3, atol=1e-4)
 
 def test_the_stacked_net_tells_the_tall_one():
-    net, x, c = make('stacked', size=4, sigmas=(.1, 1.)), rand(2, 1, (4, 4)), rand(2, 1, (4, 4), seed=1)
-    assert net.net.sigmas == (.1, 1.)
+    net, x, c = make('stacked', size=4, sigma_range=(.1, 1.)), rand(2, 1, (4, 4)), rand(2, 1, (4, 4), seed=1)
+    assert net.net.sigma_range == (.1, 1.)
     assert torch.equal(net(x, c, sigma=five(.2, .9)), net.net(torch.cat([c, x], 2), sigma=five(.2, .9))[:, :, 4:])
     assert set(make('stacked', size=4).state_dict()) == {f'net.{k}' for k in PixelCNNpp(**CONFIG).state_dict()}
 
 @both
 def test_levels_that_do_not_fit(kind):
-    net, x = make(kind, size=4, sigmas=(.1, 1.)), rand(2, 1, (4, 4))
+    net, x = make(kind, size=4, sigma_range=(.1, 1.)), rand(2, 1, (4, 4))
     for sigma in (.05, 1.1, -.3, math.nan, five(.3, 2.), five(.3, math.nan)):
         for f in (net.log_prob, lambda x, c, sigma: net.sample(context=c, sigma=sigma)):
             with pytest.raises(ValueError, match=r'sigma must lie in \[0.1, 1\]'): f(x, x, sigma=sigma)
@@ -226,28 +226,28 @@ def test_levels_that_do_not_fit(kind):
     with pytest.raises(ValueError, match='sigma must be given to a model with sigmas'): net.sample(context=x)
     with pytest.raises(ValueError, match='sigma must'): net.log_prob(x, x, sigma=five(.3, .3, .3))
     with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): make(kind, size=4).log_prob(x, x, sigma=.3)
-    with pytest.raises(ValueError, match=r'sigmas must be \(lowest, highest\)'): make(kind, sigmas=(1., .1))
+    with pytest.raises(ValueError, match=r'sigma_range must be \(lowest, highest\)'): make(kind, sigma_range=(1., .1))
 
 @both
 def test_saved_with_its_levels(kind, tmp_path):
-    net, x = make(kind, size=4, sigmas=(.1, 1.)).float(), rand(2, 1, (4, 4)).float()
+    net, x = make(kind, size=4, sigma_range=(.1, 1.)).float(), rand(2, 1, (4, 4)).float()
     net.save_pretrained(tmp_path)
     back = type(net).from_pretrained(tmp_path).eval()
-    assert back.sigmas == (.1, 1.) and torch.equal(back.log_prob(x, x, sigma=.2), net.log_prob(x, x, sigma=.2))
+    assert back.sigma_range == (.1, 1.) and torch.equal(back.log_prob(x, x, sigma=.2), net.log_prob(x, x, sigma=.2))
 
 # a tall network is a second stage
 
-@pytest.mark.parametrize('kw', [dict(), dict(channels=3, head='discretized', n_classes=2, n_resnet=2, dropout=.3, n_mix=3), dict(sigmas=(.2, .9))], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(channels=3, head='discretized', n_classes=2, n_resnet=2, dropout=.3, n_mix=3), dict(sigma_range=(.2, .9))], ids=str)
 def test_from_tall(kw):
     torch.manual_seed(0)
     tall = PixelCNNpp(**{**CONFIG, 'size': (16, 4), **kw})
     net = StackedPixelCNNpp.from_tall(tall)
-    config = {**CONFIG, 'channels': 1, 'head': 'continuous', 'n_classes': 0, 'sigmas': None, **kw}
-    assert net.size == (8, 4) and not net.training and (net.channels, net.head, net.n_mix, net.sigmas, net.net.n_classes) == tuple(config[k] for k in ('channels', 'head', 'n_mix', 'sigmas', 'n_classes'))
+    config = {**CONFIG, 'channels': 1, 'head': 'continuous', 'n_classes': 0, 'sigma_range': None, **kw}
+    assert net.size == (8, 4) and not net.training and (net.channels, net.head, net.n_mix, net.sigma_range, net.net.n_classes) == tuple(config[k] for k in ('channels', 'head', 'n_mix', 'sigma_range', 'n_classes'))
     assert net.context_channels == net.channels and {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} == {config['dropout']}
     assert net.net.state_dict().keys() == tall.state_dict().keys() and all(torch.equal(v, tall.state_dict()[k]) for k, v in net.net.state_dict().items())
     x, c = (rand(2, net.channels, (8, 4), seed=s).float().clamp(-1, 1) for s in (0, 1))
-    cond = dict(label=torch.tensor([0, 1])) if net.net.n_classes else dict(sigma=.4) if net.sigmas else {}
+    cond = dict(label=torch.tensor([0, 1])) if net.net.n_classes else dict(sigma=.4) if net.sigma_range else {}
     tall.eval()
     terms = tall.mixture(tall(torch.cat([c, x], 2), **cond)).log_prob(torch.cat([c, x], 2))
     assert_close(net.log_prob(x, c, **cond), terms[:, 8:].flatten(1).sum(1))

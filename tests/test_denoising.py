@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 
-from distsmooth.denoising import SmoothedDataset, score_of, single_step
+from distsmooth.denoising import SmoothedDataset, score, single_step
 from distsmooth.made import MADE
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
@@ -55,14 +55,14 @@ def test_single_step_on_a_data_set_is_its_posterior_mean(shape, sigma):
 
 def test_scores_differ_but_for_the_last_pixel():
     chain, x = GaussianChain(some_cov(4)), rand(5, 4, seed=3)
-    joint, local = score_of(chain, x), score_of(chain, x, 'local')
+    joint, local = score(chain, x), score(chain, x, 'local')
     assert_close(joint[:, -1], local[:, -1])
     assert ((joint - local)[:, :-1].abs().amax(0) > 1e-2).all()
 
 def test_scores_agree_without_correlation():
     chain, x = GaussianChain(torch.eye(4, dtype=torch.float64)*2), rand(5, 4)
-    assert_close(score_of(chain, x), score_of(chain, x, 'local'))
-    assert_close(score_of(chain, x), -x/2)
+    assert_close(score(chain, x), score(chain, x, 'local'))
+    assert_close(score(chain, x), -x/2)
 
 # networks: finite differences
 
@@ -82,8 +82,8 @@ def test_network_scores_match_finite_differences(model):
         params = model(x)
         joint = slopes(lambda t: model.log_prob(t).item(), x)
         local = slopes(lambda t: model.mixture(params).log_prob(t).sum().item(), x)
-    assert_close(score_of(model, x), joint, atol=1e-6, rtol=1e-5)
-    assert_close(score_of(model, x, 'local'), local, atol=1e-6, rtol=1e-5)
+    assert_close(score(model, x), joint, atol=1e-6, rtol=1e-5)
+    assert_close(score(model, x, 'local'), local, atol=1e-6, rtol=1e-5)
     assert (joint - local).abs().max() > 1e-4
     assert_close((joint - local)[..., -1, -1], torch.zeros(1, model.channels, dtype=x.dtype), atol=1e-6, rtol=0)
 
@@ -227,7 +227,7 @@ def by_autograd(model, x, sigma, step, **cond):
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_the_step_of_a_network_that_is_told(channels):
-    model, x = tiny(channels, sigmas=(.1, 1.), n_classes=2), 0.5*rand(3, channels, 4, 4)
+    model, x = tiny(channels, sigma_range=(.1, 1.), n_classes=2), 0.5*rand(3, channels, 4, 4)
     label = torch.tensor([0, 1, 1])
     for s in (.1, .4, 1.): assert_close(single_step(model, x, s, label=label), by_autograd(model, x, s, s, label=label), rtol=1e-12, atol=1e-12)
     each = single_step(model, x, LEVELS, label=label)
@@ -237,7 +237,7 @@ def test_the_step_of_a_network_that_is_told(channels):
     assert (single_step(model, x, .4, label=label) - by_autograd(model, x, .8, .4, label=label)).abs().max() > 1e-8   # which level it is told counts
 
 def test_the_local_step_of_a_network_that_is_told():
-    model, x = tiny(sigmas=(.1, 1.)), 0.5*rand(3, 1, 4, 4)
+    model, x = tiny(sigma_range=(.1, 1.)), 0.5*rand(3, 1, 4, 4)
     y = x.clone().requires_grad_()
     own, = torch.autograd.grad(model.mixture(model(x, sigma=LEVELS).detach()).log_prob(y).sum(), y)
     assert_close(single_step(model, x, LEVELS, 'local'), x + LEVELS[:, None, None, None]**2*own, rtol=1e-12, atol=1e-12)
@@ -246,7 +246,7 @@ def test_the_local_step_of_a_network_that_is_told():
 def test_a_model_of_one_level_takes_steps_of_any_size(model):
     x = rand(3, 1, 4, 4)
     each = single_step(model, x, LEVELS)
-    assert_close(each, x + LEVELS[:, None, None, None]**2*score_of(model, x), rtol=1e-12, atol=1e-12)
+    assert_close(each, x + LEVELS[:, None, None, None]**2*score(model, x), rtol=1e-12, atol=1e-12)
     for i, s in enumerate(LEVELS.tolist()): assert_close(single_step(model, x, s)[i], each[i], rtol=1e-12, atol=1e-12)
 
 @pytest.mark.parametrize('sigma, says', [
@@ -254,7 +254,7 @@ def test_a_model_of_one_level_takes_steps_of_any_size(model):
     (torch.tensor([.3, math.nan]), 'sigma must be a finite number above 0.*got nan'), (torch.tensor([.3, -.2]), 'sigma must be a finite number above 0'), (torch.tensor(0.), 'sigma must be a finite number above 0'),
     (torch.tensor([.3, .3, .3]), 'sigma must'), (torch.tensor([]), 'sigma must')], ids=str)
 def test_levels_that_do_not_fit(sigma, says):
-    with pytest.raises(ValueError, match=says): single_step(tiny(sigmas=(.1, 1.)), rand(2, 1, 4, 4), sigma)
+    with pytest.raises(ValueError, match=says): single_step(tiny(sigma_range=(.1, 1.)), rand(2, 1, 4, 4), sigma)
 
 @pytest.mark.parametrize('sigma', [LEVELS, LEVELS[:2], LEVELS[:0]], ids=len)
 def test_as_many_levels_as_images(sigma):

@@ -239,7 +239,7 @@ def test_samples_pass_a_ks_test_and_a_wrong_model_fails_it(channels):
 def test_discretized_colour_samples_have_the_right_frequencies():
     "Counts of all 512 colours of an 8-level mixture; rounding to 8 levels takes the place of `quantize`"
     class Settled(EightLevels):
-        def _settle(self, x): return ((x.clamp(-1, 1) + 1)*3.5).round()/3.5 - 1
+        def _to_support(self, x): return ((x.clamp(-1, 1) + 1)*3.5).round()/3.5 - 1
     p, n = randn(1, 20, 1, 1, seed=14), 60_000
     x = Settled(p.expand(-1, -1, 1, n), 3).sample(rand(1, 4, 1, n, seed=15))
     y = Settled(p.expand(-1, -1, 1, n), 3).icdf(rand(1, 3, 1, n, seed=16))

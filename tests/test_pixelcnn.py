@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 from distsmooth.logistic import quantize
-from distsmooth.masked import data_dependent_init
-from distsmooth.pixelcnn import ContextEncoder, NoiseLevel, Pair, PixelCNNpp, Streams
-from distsmooth.sampling import METHODS
+from distsmooth.blocks import data_dependent_init
+from distsmooth.blocks import ContextEncoder, SigmaEmbedding
+from distsmooth.pixelcnn import Pair, PixelCNNpp, Streams
+from distsmooth.autoregressive import METHODS
 
 torch.set_num_threads(1)
 f64 = torch.float64
@@ -164,7 +165,7 @@ def level_by_hand(sd, low, high, sigma):
 
 @pytest.mark.parametrize('channels,size,n_filters,n_resnet,config', [
     (1, (8, 8), 4, 1, {}), (3, (8, 12), 3, 2, {}), (1, (12, 4), 4, 3, {}), (1, (4, 4), 5, 1, dict(n_mix=3)),
-    (3, (8, 8), 4, 2, dict(context_channels=2)), (1, (8, 8), 4, 1, dict(n_classes=4)), (3, (4, 8), 4, 1, dict(sigmas=(.2, 1.5))), (1, (8, 4), 4, 1, dict(context_channels=1, n_classes=3, sigmas=(.1, 1.))), (1, (8, 4), 4, 2, dict(context_channels=1, n_classes=2))])
+    (3, (8, 8), 4, 2, dict(context_channels=2)), (1, (8, 8), 4, 1, dict(n_classes=4)), (3, (4, 8), 4, 1, dict(sigma_range=(.2, 1.5))), (1, (8, 4), 4, 1, dict(context_channels=1, n_classes=3, sigma_range=(.1, 1.))), (1, (8, 4), 4, 2, dict(context_channels=1, n_classes=2))])
 @torch.no_grad()
 def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_resnet, config):
     model = build(channels, size, n_filters, n_resnet, **config)
@@ -173,8 +174,8 @@ def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_re
     c = noise(2, model.context_channels, *size, seed=2) if model.context_channels else None
     label = torch.tensor([0, 1]) if model.n_classes else None
     context, cond = model.encoder(c) if c is not None else None, model.label(label) if label is not None else None
-    sigma = torch.tensor([.9, .25], dtype=f64) if model.sigmas else None
-    if model.sigmas: cond = level_by_hand(model.state_dict(), *model.sigmas, sigma) + (0 if cond is None else cond)
+    sigma = torch.tensor([.9, .25], dtype=f64) if model.sigma_range else None
+    if model.sigma_range: cond = level_by_hand(model.state_dict(), *model.sigma_range, sigma) + (0 if cond is None else cond)
     assert_close(model(x, c, label, sigma), by_the_paper(model.state_dict(), x, n_resnet, context, cond), rtol=1e-9, atol=1e-9)
 
 # structure
@@ -199,12 +200,12 @@ def test_state_dict_names_are_kept():
 def test_noise_levels_add_names_and_change_none():
     "what was stored before there were levels still loads"
     parts = ('bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1')
-    plain, told = (set(build(**kw).state_dict()) for kw in ({}, dict(sigmas=(.1, 1.))))
+    plain, told = (set(build(**kw).state_dict()) for kw in ({}, dict(sigma_range=(.1, 1.))))
     layers = {k[:-5] for k in plain if k.endswith('.bias')}
     assert plain == {f'{layer}.{part}' for layer in layers for part in parts} and not any('level' in k or 'cond' in k for k in plain)
     blocks = {k[:-len('.conv_in.conv')] for k in layers if k.endswith('.conv_in.conv')}
     assert len(blocks) == 16 and told - plain == {f'{name}.{p}' for name in ('level.layers.0', 'level.layers.2', *(f'{b}.cond' for b in blocks)) for p in ('weight', 'bias')}
-    assert plain < told and set(build(n_classes=2, sigmas=(.1, 1.)).state_dict()) - told == {'label.weight'}
+    assert plain < told and set(build(n_classes=2, sigma_range=(.1, 1.)).state_dict()) - told == {'label.weight'}
     assert set(build(n_classes=2).state_dict()) - plain == told - plain - {f'level.layers.{i}.{p}' for i in (0, 2) for p in ('weight', 'bias')} | {'label.weight'}
 
 def by_hand(C, P, f, n):
@@ -257,7 +258,7 @@ def test_fewer_rows_give_the_same_params(context_channels):
     context = torch.randn(2, 2, 12, 8, dtype=torch.float64) if context_channels else None
     full, params = model(x, context, label), model.prepared(context, label=label)
     for row in range(12):
-        rows = model.period*(row//model.period + 1)
+        rows = model.row_multiple*(row//model.row_multiple + 1)
         assert row < rows <= 12
         torch.testing.assert_close(params(x[:, :, :rows])[:, :, row], full[:, :, row])
     drawn = model.sample(context=context, uniforms=model.uniforms(2, torch.Generator().manual_seed(0)), label=label)
@@ -275,11 +276,11 @@ def test_labels_shift_every_gate():
     drawn = model.sample(uniforms=u, label=label)
     assert_close(drawn, model.sample(uniforms=u, label=label)); assert (drawn != model.sample(uniforms=u, label=label.flip(0))).any()
 
-@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1, n_classes=2), dict(sigmas=(.1, 1.))))
+@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3), dict(context_channels=1, n_classes=2), dict(sigma_range=(.1, 1.))))
 def test_every_parameter_gets_a_gradient(config):
     model = build(**{'n_resnet': 2, 'n_mix': 2, **config}).train()
     x = quantize(noise(4, model.channels, 8, 8)/2)
-    cond = dict(context=noise(4, 1, 8, 8, seed=2), label=torch.tensor([0, 1, 0, 1])) if config.get('n_classes') else dict(sigma=torch.tensor([.1, .2, .5, 1.])) if config.get('sigmas') else {}
+    cond = dict(context=noise(4, 1, 8, 8, seed=2), label=torch.tensor([0, 1, 0, 1])) if config.get('n_classes') else dict(sigma=torch.tensor([.1, .2, .5, 1.])) if config.get('sigma_range') else {}
     model.log_prob(x, **cond).sum().backward()
     for name, p in model.named_parameters(): assert p.grad is not None and p.grad.abs().sum() > 0 and p.grad.isfinite().all(), name
 
@@ -359,7 +360,7 @@ def test_sampling_leaves_the_mode_alone_and_is_not_dropped_out():
     a, b = model.sample(uniforms=u), model.sample(uniforms=u)
     assert torch.equal(a, b) and model.training
 
-@pytest.mark.parametrize('config', (dict(), dict(channels=3, size=(8, 4), head='discretized'), dict(context_channels=1, n_classes=3, dropout=.1), dict(size=4, sigmas=(.1, 1))))
+@pytest.mark.parametrize('config', (dict(), dict(channels=3, size=(8, 4), head='discretized'), dict(context_channels=1, n_classes=3, dropout=.1), dict(size=4, sigma_range=(.1, 1))))
 def test_save_and_load(config, tmp_path):
     torch.manual_seed(0)
     model = PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=2), **config}).eval()
@@ -367,13 +368,13 @@ def test_save_and_load(config, tmp_path):
     again = PixelCNNpp.from_pretrained(tmp_path)
     assert not again.training and repr(again) == repr(model)
     x = torch.rand(2, model.channels, *model.size)
-    assert again.sigmas == model.sigmas and (again.sigmas is None or type(again.sigmas) is tuple)
-    cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else dict(sigma=.3) if config.get('sigmas') else {}
+    assert again.sigma_range == model.sigma_range and (again.sigma_range is None or type(again.sigma_range) is tuple)
+    cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else dict(sigma=.3) if config.get('sigma_range') else {}
     assert torch.equal(again(x, **cond), model(x, **cond)) and torch.equal(again.log_prob(x, **cond), model.log_prob(x, **cond))
     assert torch.equal(copy.deepcopy(model)(x, **cond), model(x, **cond))
 
 def test_repr_informs():
-    text = repr(build(size=(8, 12), n_classes=3, sigmas=(.1, 1)))
+    text = repr(build(size=(8, 12), n_classes=3, sigma_range=(.1, 1)))
     for word in ('sigmas=(0.1, 1.0)', 'size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
 
 # bad inputs
@@ -383,7 +384,7 @@ def test_repr_informs():
     (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), 'channels must be 1 or 3, got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
     (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
     (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
-    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie'), (dict(sigmas=(1., .1)), r'sigmas must be \(lowest, highest\)'), (dict(sigmas=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigmas=()), 'sigmas must be')])
+    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigma_range=()), 'sigma_range must be')])
 def test_networks_that_cannot_be_built(config, message):
     with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
 
@@ -413,7 +414,7 @@ def test_nan_in_the_context_is_refused():
 
 # noise levels
 
-LEVELS = dict(sigmas=(.1, 1.))
+LEVELS = dict(sigma_range=(.1, 1.))
 def levels(*values): return torch.tensor(values, dtype=f64)
 
 def test_every_level_gives_a_causal_network_of_its_own():
@@ -456,7 +457,7 @@ def test_the_network_is_continuous_in_its_level():
     assert len(dense.unique()) == 60
 
 def test_a_vector_for_a_level():
-    layer = NoiseLevel((.2, .8), 5).to(f64)
+    layer = SigmaEmbedding((.2, .8), 5).to(f64)
     sd = {f'level.{k}': v for k, v in layer.state_dict().items()}
     s = levels(.2, .21, .4, .7999, .8)
     out = layer(s)
@@ -464,11 +465,11 @@ def test_a_vector_for_a_level():
     for i, one in enumerate(s): assert_close(layer(one.item()), out[i:i+1], rtol=1e-12, atol=1e-12)
     assert len(layer.layers[0].weight[0]) == 8 and layer.float()(s).dtype == torch.float32
     assert_close(layer(s.float()), out.float(), rtol=1e-4, atol=1e-5)               # single precision may fall a hair outside
-    assert NoiseLevel((.2, .8), 5, n_cosines=3).layers[0].weight.shape == (5, 3) and 'sigmas=(0.2, 0.8)' in repr(layer)
+    assert SigmaEmbedding((.2, .8), 5, n_cosines=3).layers[0].weight.shape == (5, 3) and 'sigmas=(0.2, 0.8)' in repr(layer)
 
 def test_other_levels_of_the_range_mean_the_same_place():
     "the code is of the place on a log scale: two ranges of one ratio know the same vectors"
-    a, b = build(size=4, sigmas=(.1, 1.)), build(size=4, sigmas=(.03, .3))
+    a, b = build(size=4, sigma_range=(.1, 1.)), build(size=4, sigma_range=(.03, .3))
     x = noise(1, 1, 4, 4)
     assert_close(a(x, sigma=.5), b(x, sigma=.15), rtol=1e-9, atol=1e-9)
     assert (a(x, sigma=.3) - b(x, sigma=.3)).abs().max() > 1e-6
@@ -488,6 +489,6 @@ NETS = {}
 @pytest.mark.parametrize('sigma', (.3, levels(.3, .4)), ids=str)
 def test_a_model_of_one_level_is_not_told(sigma):
     model = build(size=4)
-    assert model.sigmas is None and model.told(sigma) == {} and build(size=4, **LEVELS).told(sigma) == dict(sigma=sigma)
+    assert model.sigma_range is None and model.told(sigma) == {} and build(size=4, **LEVELS).told(sigma) == dict(sigma=sigma)
     for f in (lambda: model(x8[:, :, :4, :4], sigma=sigma), lambda: model.log_prob(x8[:, :, :4, :4], sigma=sigma), lambda: model.sample(2, sigma=sigma)):
         with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): f()

@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from scipy import integrate, signal, stats
 from scipy.spatial.distance import cdist
 from torch.testing import assert_close
-from distsmooth.data import NarrowModes, load_dataset
-from distsmooth.smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, bias_variance, check_sigma, check_sigmas, lipschitz, smooth_density, suggest_sigma
+from distsmooth.data import NarrowModes
+from distsmooth.data import load_dataset
+from distsmooth.smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, bias_variance, check_sigma, check_sigma_range, lipschitz, smooth_density, suggest_sigma
 
 KERNELS = [GaussianKernel, LaplaceKernel, UniformKernel]
 SCIPY = {GaussianKernel: lambda s: stats.norm(0, s), LaplaceKernel: lambda s: stats.laplace(0, s/2**.5), UniformKernel: lambda s: stats.uniform(-s*3**.5, 2*s*3**.5)}
@@ -31,16 +32,16 @@ def test_the_error_shows_the_value():
 def test_good_sigma(good): assert check_sigma(good) == float(good) and type(check_sigma(good)) is float
 
 def test_a_range_of_levels():
-    assert check_sigmas(None) is None
+    assert check_sigma_range(None) is None
     for levels in ((.1, 1), [.1, 1.], (np.float64(.1), np.int64(1))):
-        low, high = got = check_sigmas(levels)
+        low, high = got = check_sigma_range(levels)
         assert type(got) is tuple and got == (.1, 1.) and type(low) is type(high) is float
 
-@pytest.mark.parametrize('bad, says', [((1., .1), r'sigmas must be \(lowest, highest\).*got \(1.0, 0.1\)'), ((.3, .3), r'got \(0.3, 0.3\)'), ((.1,), r'sigmas must be.*got \(0.1,\)'),
-    ((.1, .2, .3), 'sigmas must be'), ((), 'sigmas must be'), ((0, 1), 'sigma must be a finite number above 0.*got 0'), ((-1, 1), 'got -1'), ((.1, math.inf), 'got inf'),
-    ((math.nan, 1.), 'got nan'), ((.1, math.nan), 'got nan'), (('.1', 1.), "got '.1'"), ((.1, None), 'got None'), (.5, 'sigmas must be.*got 0.5'), (0, 'sigmas must be.*got 0')])
+@pytest.mark.parametrize('bad, says', [((1., .1), r'sigma_range must be \(lowest, highest\).*got \(1.0, 0.1\)'), ((.3, .3), r'got \(0.3, 0.3\)'), ((.1,), r'sigma_range must be.*got \(0.1,\)'),
+    ((.1, .2, .3), 'sigma_range must be'), ((), 'sigma_range must be'), ((0, 1), 'sigma must be a finite number above 0.*got 0'), ((-1, 1), 'got -1'), ((.1, math.inf), 'got inf'),
+    ((math.nan, 1.), 'got nan'), ((.1, math.nan), 'got nan'), (('.1', 1.), "got '.1'"), ((.1, None), 'got None'), (.5, 'sigma_range must be.*got 0.5'), (0, 'sigma_range must be.*got 0')])
 def test_no_range_of_levels(bad, says):
-    with pytest.raises(ValueError, match=says): check_sigmas(bad)
+    with pytest.raises(ValueError, match=says): check_sigma_range(bad)
 
 # --- kernels
 
