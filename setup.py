@@ -17,7 +17,7 @@ setuptools.setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Programming Language :: Python :: 3"],
-    packages=[lib], package_data={lib: ["*.npz", "pretrained/**/*", "recipes/*.yaml"]},
+    packages=[lib, f"{lib}.engine"], package_data={lib: ["*.npz", "pretrained/**/*", "recipes/*.yaml"]},
     install_requires=words("requirements"), extras_require=extras, python_requires=">="+cfg["min_python"],
     long_description=readme.read_text(encoding="utf8") if readme.exists() else "", long_description_content_type="text/markdown",
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{lib}={lib}._modidx:d"]},

@@ -33,7 +33,7 @@ def readme_is_fresh(): run('python', 'scripts/readme_docs.py', '--check')
 
 def code_is_tidy():
     "pyflakes; except that `@patch` may give methods of one name to several classes, which it takes for a redefinition"
-    files = sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).glob('*.py'))
+    files = sorted(p for d in ('distsmooth', 'tests', 'scripts') for p in (ROOT/d).rglob('*.py'))
     found = subprocess.run([BIN/'python', '-m', 'pyflakes', *files], capture_output=True, text=True)
     def patched(line):
         path, number, *_ = line.split(':')

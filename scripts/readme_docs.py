@@ -28,7 +28,7 @@ def site(cfg):
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(proc_nbs(force=True, n_workers=2), work, ignore=shutil.ignore_patterns(cfg.doc_path.name))
     pages, texts = sorted(work.rglob('*.ipynb')), [work/'sidebar.yml']
-    names = {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.name) for p in pages}  # masked.html, not 03_masked.html: the name that nbdev's links use
+    names = {p.name: re.sub(r'^\d+_', '', p.name) for p in pages}  # masked.html, not 03_masked.html: the name that nbdev's links use
     texts += [p.rename(p.with_name(names[p.name])) for p in pages]
     for path in texts:
         text = path.read_text(encoding='utf8')

@@ -1,40 +1,75 @@
-"""Every public name imports and is documented, in a process that has seen no notebook; modules import only modules before them."""
+"""The house: every public name imports and is documented, in a process that has seen no notebook; no arrow points up; the lines fit."""
 import ast
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = [p.stem.split('_', 1)[1] for p in sorted((ROOT/'nbs').glob('[0-9]*_*.ipynb'))]
+COURSE = [p.stem.split('_', 1)[1] for p in sorted((ROOT/'nbs'/'course').glob('[0-9]*_*.ipynb'))]
+MODULES = sorted('.'.join(p.relative_to(ROOT/'distsmooth').with_suffix('').parts) for p in (ROOT/'distsmooth').rglob('*.py') if not p.stem.startswith('_'))
+BENEATH = ['checks', 'registry', 'data']  # what course modules may import besides earlier ones; `plots` stands above denoising
+
+def imports(name):
+    "The modules of this package that module `name` imports at its top level or anywhere inside"
+    path = ROOT/'distsmooth'/(name.replace('.', '/') + '.py')
+    for n in ast.walk(ast.parse(path.read_text(encoding='utf8'))):
+        if isinstance(n, ast.ImportFrom) and n.level:
+            above = ['distsmooth', *name.split('.')][:-n.level]
+            yield '.'.join([*above, *filter(None, [n.module])]).removeprefix('distsmooth').removeprefix('.')
+        elif isinstance(n, ast.ImportFrom) and n.module and n.module.startswith('distsmooth.'): yield n.module.removeprefix('distsmooth.')
+        elif isinstance(n, ast.Import): yield from (a.name.removeprefix('distsmooth.') for a in n.names if a.name.startswith('distsmooth.'))
 
 def test_names_in_a_clean_process():
     "Notebook globals leak into exports; a fresh process, elsewhere, has none"
     code = f"""
 import importlib
-for name in {ORDER}:
+for name in {MODULES}:
     module = importlib.import_module('distsmooth.' + name)
     missing = [n for n in module.__all__ if not hasattr(module, n)]
     assert module.__all__ and not missing, (name, missing)
 """
     subprocess.run([sys.executable, '-c', code], check=True, cwd='/')
 
-@pytest.mark.parametrize('name', ORDER)
+@pytest.mark.parametrize('name', MODULES)
 def test_public_names_are_documented(name):
     module = importlib.import_module(f'distsmooth.{name}')
     things = [getattr(module, n) for n in module.__all__]
     bare = [t.__name__ for t in things if (inspect.isfunction(t) or inspect.isclass(t)) and not inspect.getdoc(t)]
     assert not bare
 
-@pytest.mark.parametrize('name', ORDER)
-def test_imports_go_upwards(name):
-    tree = ast.parse((ROOT/'distsmooth'/f'{name}.py').read_text())
-    used = {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith('distsmooth.')}
-    used |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level and n.module}
-    assert all(ORDER.index(u) < ORDER.index(name) for u in used if u in ORDER), used
+def test_every_course_notebook_is_a_module(): assert COURSE and not set(COURSE) - set(MODULES) - {'start'}
+
+@pytest.mark.parametrize('name', COURSE)
+def test_course_modules_import_earlier_ones_only(name):
+    if name == 'start': return
+    used = set(imports(name))
+    assert not [u for u in used if u.startswith('engine')], 'the course reaches the engine through `registry` alone'
+    assert not used - set(COURSE[:COURSE.index(name)]) - set(BENEATH)
+
+@pytest.mark.parametrize('name', MODULES)
+def test_no_arrow_points_up(name):
+    "registry and checks import nothing of the package; no cycle anywhere"
+    if name in BENEATH: assert not set(imports(name)) - {''}
+    seen, todo = set(), list(imports(name))
+    while todo:
+        u = todo.pop()
+        assert u != name, f'{name} imports itself by way of {seen}'
+        if u in MODULES and u not in seen: seen.add(u); todo += list(imports(u))
+
+def test_importing_the_course_imports_no_engine():
+    code = f"import sys\nfor n in {COURSE}:\n    if n != 'start': __import__('distsmooth.' + n)\nassert not [m for m in sys.modules if m.startswith('distsmooth.engine')]"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd='/')
+
+@pytest.mark.parametrize('name', MODULES)
+def test_exported_lines_fit(name):
+    lines = (ROOT/'distsmooth'/(name.replace('.', '/') + '.py')).read_text(encoding='utf8').splitlines()
+    long = [f'{i}: {line[:60]}...' for i, line in enumerate(lines, 1) if len(line) > 120]
+    assert not long
 
 def notebooks(): return [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
 
@@ -47,6 +82,19 @@ def test_notebook_carries_outputs_and_no_errors(path):
     assert path.stat().st_size < 1_000_000
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids)
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_links_between_notebooks_hold(path):
+    text = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
+    targets = [t for t in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in t]
+    assert not [t for t in targets if not (path.parent/t).exists()]
+
+def words(path): return sum(len(''.join(c['source']).split()) for c in json.loads(path.read_text())['cells'])
+
+def test_the_course_can_be_read_in_the_time_it_names():
+    "At most an hour a notebook"
+    course = {p.stem: words(p) for p in (ROOT/'nbs'/'course').glob('*.ipynb')}
+    assert max(course.values()) <= 6000 and sum(course.values()) <= 60_000, course
 
 def test_repository_has_no_large_files():
     files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
