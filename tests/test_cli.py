@@ -17,7 +17,8 @@ from distsmooth.cli import main, stages
 from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.denoising import single_step
 from distsmooth.pipeline import SmoothedModel, load_parts, save_parts
-from distsmooth.pixelcnn import PixelCNNpp, official_state
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.engine.official import official_state
 from distsmooth.shards import load_samples
 from distsmooth.smoothing import GaussianKernel
 

@@ -4,7 +4,8 @@ import re
 import pytest
 import torch
 from distsmooth import explore
-from distsmooth.data import load_dataset, load_toy
+from distsmooth.data import load_dataset
+from distsmooth.toys import load_toy
 from distsmooth.denoising import SmoothedDataset
 from distsmooth.masked import ShiftedConv2d
 

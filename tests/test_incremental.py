@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 from distsmooth.incremental import LANES, Memory, PixelBlock, PixelConv, PixelUp, RowBlock, RowConv, folded, row_up
-from distsmooth.masked import GatedResidual, MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d, concat_elu
+from distsmooth.blocks import GatedResidual, concat_elu
+from distsmooth.masked import MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d
 from distsmooth.pixelcnn import PixelCNNpp
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)

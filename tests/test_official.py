@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.logistic import LogisticMixture
-from distsmooth.pixelcnn import PixelCNNpp, load_official, official_state
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.engine.official import load_official, official_state
 
 class Published:
     "The published network, computed from its state dict: every layer finds its tensors by its published name"

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import integrate, signal, stats
 from scipy.spatial.distance import cdist
 from torch.testing import assert_close
-from distsmooth.data import NarrowModes
+from distsmooth.toys import NarrowModes
 from distsmooth.data import load_dataset
 from distsmooth.smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, bias_variance, check_sigma, check_sigma_range, lipschitz, smooth_density, suggest_sigma
 
