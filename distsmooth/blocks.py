@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.parametrizations import weight_norm
+from .masked import WeightNorm, WeightNormConv2d
 from .registry import faster
 from .smoothing import check_sigma
 
@@ -24,7 +23,7 @@ def pointwise(
     n_out:int, # Channels out
 ) -> nn.Module: # (B, n_in, H, W) to (B, n_out, H, W)
     "A weight-normed 1x1 convolution ('network in network'): mix channels without looking at neighbours"
-    return weight_norm(nn.Conv2d(n_in, n_out, 1))
+    return WeightNormConv2d(n_in, n_out, 1)
 
 # %% ../nbs/course/07_blocks.ipynb #2d8eec03
 @faster('distsmooth.engine.fused.concat_elu')
@@ -105,9 +104,7 @@ _CONVS = nn.Conv2d, nn.ConvTranspose2d
 
 def _set_weight(conv, weight):
     "In place: whoever holds the parameters, such as `DistributedDataParallel`, keeps them"
-    if not is_parametrized(conv, 'weight'): return conv.weight.copy_(weight)
-    p = conv.parametrizations.weight
-    for old, new in zip((p.original0, p.original1), p[0].right_inverse(weight)): old.copy_(new)
+    conv.set_weight(weight) if isinstance(conv, WeightNorm) else conv.weight.copy_(weight)
 
 def _standardise(conv, inputs, out, scale=1.):
     "A forward hook: change `conv` so that `out` has mean 0 and standard deviation `scale` in every channel, and hand that on"
@@ -155,7 +152,7 @@ class ContextEncoder(nn.Module):
         dropout:float=0., # Share of elements dropped
     ):
         super().__init__()
-        conv = lambda n_in, n_out, stride=1: weight_norm(nn.Conv2d(n_in, n_out, 3, stride, padding=1))
+        conv = lambda n_in, n_out, stride=1: WeightNormConv2d(n_in, n_out, 3, stride, padding=1)
         block = lambda n_skip=0: GatedResidual(n_filters, conv, n_skip, dropout=dropout)
         self.init = conv(channels, n_filters)
         self.shrink = nn.ModuleList(conv(n_filters, n_filters, 2) for _ in range(n_levels-1))

@@ -19,8 +19,7 @@ def n_params(
     n_mix:int, # Components of the mixture, at least 1
 ) -> int: # Numbers per pixel
     "How many numbers a network has to put out for the mixture of one pixel"
-    if channels not in (1, 3): raise ValueError(f'channels must be 1 or 3, got {channels!r}')
-    if n_mix < 1: raise ValueError(f'n_mix must be at least 1, got {n_mix!r}')
+    check_one_of(channels, 'channels', (1, 3)), check_number(n_mix, 'n_mix', '[1, inf)', whole=True)
     return n_mix * {1: 3, 3: 10}[channels]
 
 # %% ../nbs/course/03_logistic.ipynb #2531bbaf
@@ -182,7 +181,7 @@ def tempered(self:LogisticMixture,
     temperature:float, # Above 0; 1 changes nothing
 ) -> LogisticMixture: # Of the same kind
     "The mixture with weights to the power `1/temperature` and scales times `temperature`; raises `ValueError` unless that is a positive number"
-    if not 0 < temperature < math.inf: raise ValueError(f'temperature must be a positive number, got {temperature!r}')
+    check_number(temperature, 'temperature', '(0, inf)')
     new = copy.copy(self)
     new.logits, new.log_scales = (self.logits/temperature).log_softmax(1), self.log_scales + math.log(temperature)
     return new

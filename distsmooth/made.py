@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .autoregressive import Autoregressive
-from .checks import check_number, check_tensor
+from .checks import check_number
 
 # %% ../nbs/course/05_made.ipynb #3ddc08c1
 class MaskedLinear(nn.Linear):
@@ -37,7 +37,7 @@ def made_masks(
     n_hidden, # Units of each hidden layer; output `i` sees *all* inputs before `i` if none is below `n_inputs`
 ) -> list: # Masks (n_out, n_in), one a layer; the last is (n_inputs, units of the last hidden layer)
     "Masks of a MADE (Germain et al. 2015): output `i` depends on the inputs before `i` alone"
-    if n_inputs < 1: raise ValueError(f'n_inputs must be at least 1, got {n_inputs}')
+    check_number(n_inputs, 'n_inputs', '[1, inf)', whole=True)
     if isinstance(n_hidden, int) or not n_hidden or min(n_hidden) < 1:
         raise ValueError(f'n_hidden must list the units of each hidden layer, such as (64, 64), got {n_hidden!r}')
     inputs = torch.arange(1, n_inputs+1)

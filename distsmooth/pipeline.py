@@ -22,7 +22,7 @@ from torch import nn
 
 # %% ../nbs/course/12_pipeline.ipynb #ad544858
 from .autoregressive import Autoregressive
-from .checks import check_number, check_one_of, check_tensor
+from .checks import check_number, check_one_of
 from .conditional import StackedPixelCNNpp
 from .denoising import single_step
 from .made import MADE

@@ -6,11 +6,9 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
-from distsmooth.incremental import LANES, Memory, PixelBlock, PixelConv, PixelUp, RowBlock, RowConv, folded, row_up
+from distsmooth.engine.incremental import LANES, RowCache, PixelBlock, PixelConv, PixelUp, RowBlock, RowConv, fold_weight_norm, row_up
 from distsmooth.blocks import GatedResidual, concat_elu
-from distsmooth.masked import MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d
+from distsmooth.masked import MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d, WeightNorm, WeightNormConv2d, WeightNormConvTranspose2d
 from distsmooth.pixelcnn import PixelCNNpp
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
@@ -20,7 +18,7 @@ ROWS, NS = 6, (1, 3, 17)
 def randn(*size): return torch.randn(*size, dtype=torch.float64)
 def plain(layer):
     "Folded, with biases that matter"
-    layer = folded(layer.double())
+    layer = fold_weight_norm(layer.double())
     for name, p in layer.named_parameters():
         if name.endswith('bias'): p.data = torch.randn_like(p)
     return layer
@@ -79,9 +77,9 @@ def test_row_is_window_read_leave():
 
 def fill(net, x, start):
     "The memory of `net` after the first rows of `x`"
-    with Memory(net) as memory:
+    with RowCache(net) as memory:
         net(x[:, :, :start])
-        memory.keep()
+        memory.commit()
     return memory.above
 
 @pytest.mark.parametrize('make, by', ((partial(down, stride=1), by_row), (partial(down, stride=2), by_row), (partial(right, stride=1), by_pixel),
@@ -112,7 +110,7 @@ def test_more_is_added_to_the_row():
     (partial(RowConv, n=1), down(1, 1, shift=True)), (partial(PixelConv, width=4, n=1), down(1, 1)), (partial(PixelConv, width=4, n=1), right(1, 1, kernel=(1, 2))),
     (partial(PixelConv, width=4, n=1), right(1, 1, kernel=(3, 2))), (partial(PixelUp, width=4, n=1), ShiftedConvTranspose2d(1, 1, 'down'))))
 def test_layers_without_an_incremental_form_are_refused(form, layer):
-    with pytest.raises(ValueError, match=r"layer must be a '(down|right)' one of height 2.*got '(down|right)' of height [123], shift=(True|False)"): form(folded(layer))
+    with pytest.raises(ValueError, match=r"layer must be a '(down|right)' one of height 2.*got '(down|right)' of height [123], shift=(True|False)"): form(fold_weight_norm(layer))
 
 # ---- the way back up
 
@@ -177,9 +175,9 @@ def test_blocks(on, n):
 def test_blocks_start_below_known_rows(on, n, start=3):
     (row, pixel), (v, h, side) = both(on), sides(n, 4, on)
     top = [None if t is None else t[:, :, :start] if t.ndim == 4 else t for t in (v, h, *side.values())]
-    with Memory(nn.ModuleList([row, pixel])) as memory:
+    with RowCache(nn.ModuleList([row, pixel])) as memory:
         whole(row, pixel, *top[:2], dict(zip(side, top[2:])))
-        memory.keep()
+        memory.commit()
     out_v, out_h = (o[:, :, start:] for o in whole(row, pixel, v, h, side))
     close(rows_of(row, v, side, start, memory.above), out_v)
     close(pixels_of(pixel, v, h, side, start, memory.above), out_h)
@@ -200,10 +198,10 @@ class Streams(nn.Module):
 
 def in_strips(net, x, sizes):
     out = []
-    with Memory(net) as memory:
+    with RowCache(net) as memory:
         for strip in x.split(sizes, 2):
             out.append(net(strip))
-            memory.keep()
+            memory.commit()
     return torch.cat(out, 2)
 
 def splits(total, unit=1):
@@ -231,10 +229,10 @@ def test_a_pixelcnn_over_any_strips(sizes, channels):
     torch.manual_seed(0)
     net = PixelCNNpp(channels, (16, 8), n_filters=4, n_resnet=1, n_mix=1).double().eval()
     x, out = randn(2, channels, 16, 8), []
-    with torch.no_grad(), Memory(net) as memory:
+    with torch.no_grad(), RowCache(net) as memory:
         for strip in x.split(sizes, 2):
             out.append(net._params(strip, *contexts(net)))
-            memory.keep()
+            memory.commit()
     with torch.no_grad(): close(torch.cat(out, 2), net(x))
 
 def contexts(net): return net._contexts(None), net._cond(2)
@@ -247,20 +245,20 @@ def test_without_memory_there_is_a_seam():
 
 def test_a_strip_may_be_tried_again_until_it_is_kept():
     net, x = Streams().double(), randn(2, 2, 12, 6)
-    with Memory(net) as memory:
-        net(x[:, :, :4]); memory.keep()
+    with RowCache(net) as memory:
+        net(x[:, :, :4]); memory.commit()
         for guess in (randn(2, 2, 8, 6), x[:, :, 4:]): out = net(guess)
-        net(randn(2, 2, 4, 6)); net(x[:, :, 4:8]); memory.keep()
+        net(randn(2, 2, 4, 6)); net(x[:, :, 4:8]); memory.commit()
         last = net(x[:, :, 8:])
     close(out, net(x)[:, :, 4:])
     close(last, net(x)[:, :, 8:])
 
 def test_keep_without_a_new_strip_changes_nothing():
     net, x = Streams().double(), randn(2, 2, 12, 6)
-    with Memory(net) as memory:
-        memory.keep()
+    with RowCache(net) as memory:
+        memory.commit()
         assert not memory.above
-        net(x[:, :, :2]); memory.keep(); memory.keep()
+        net(x[:, :, :2]); memory.commit(); memory.commit()
         out = net(x[:, :, 2:])
     close(out, net(x)[:, :, 2:])
 
@@ -281,11 +279,11 @@ def hooks(net): return sum(len(m._forward_pre_hooks) for m in net.modules())
 
 def test_hooks_are_gone_afterwards_even_after_an_error():
     net, x = Streams().double(), randn(2, 2, 12, 6)
-    with Memory(net): assert hooks(net) == 5
+    with RowCache(net): assert hooks(net) == 5
     assert hooks(net) == 0
     with pytest.raises(RuntimeError):
-        with Memory(net) as memory:
-            net(x); memory.keep()
+        with RowCache(net) as memory:
+            net(x); memory.commit()
             net(randn(2, 9, 12, 6))
     assert hooks(net) == 0
     close(in_strips(net, x, 12), net(x))  # and a new memory begins at the top
@@ -296,17 +294,21 @@ def test_foreign_hooks_stay():
     in_strips(net, randn(2, 2, 12, 6), 6)
     assert hooks(net) == 1 and len(calls) == 2
 
-# ---- folded
+# ---- fold_weight_norm
 
 def model(dropout=.5): return nn.Sequential(MaskedConv2d(2, 4, 3, 'A'), GatedResidual(4, right, dropout=dropout), ShiftedConv2d(4, 4, stride=2), ShiftedConvTranspose2d(4, 2)).double()
 
-def test_folded_gives_the_same_and_is_plain():
+def test_a_folded_network_gives_the_same_and_is_plain():
     net, x = model(), randn(2, 2, 8, 8)
-    flat = folded(net)
+    flat = fold_weight_norm(net)
     close(flat(x), net.eval()(x))
     assert not flat(x).requires_grad and not any(p.requires_grad for p in flat.parameters())
-    assert not any(parametrize.is_parametrized(m) or m.training for m in flat.modules())
-    assert sum(parametrize.is_parametrized(m) for m in net.modules()) == 4
+    assert not any(isinstance(m, WeightNorm) or m.training for m in flat.modules())
+    assert sum(isinstance(m, WeightNorm) for m in net.modules()) == 4
+    for name, m in net.named_modules():
+        if isinstance(m, WeightNorm):
+            assert type(flat.get_submodule(name)) is (nn.ConvTranspose2d if isinstance(m, nn.ConvTranspose2d) else nn.Conv2d)
+            assert set(flat.get_submodule(name).state_dict()) == {'weight', 'bias'}
 
 def test_folding_leaves_the_original_as_it_was():
     net, calls = model().train(), []
@@ -314,7 +316,7 @@ def test_folding_leaves_the_original_as_it_was():
     net[2].conv.register_forward_hook(lambda *_: calls.append(1))
     state, x = copy.deepcopy(net.state_dict()), randn(2, 2, 8, 8)
     trains = {name: p.requires_grad for name, p in net.named_parameters()}
-    flat = folded(net)
+    flat = fold_weight_norm(net)
     with torch.no_grad():
         for p in flat.parameters(): p.fill_(7)
     assert all(m.training for m in net.modules())
@@ -324,36 +326,37 @@ def test_folding_leaves_the_original_as_it_was():
     flat[2].conv._forward_hooks.clear(); net(x).square().sum().backward()
     assert len(calls) == 2
     assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
-    before = folded(net)
+    before = fold_weight_norm(net)
     torch.optim.SGD([p for p in net.parameters() if p.requires_grad], .1).step()
     assert not torch.allclose(net[2].conv.weight, before[2].conv.weight)
-    close(folded(net)(x), net.eval()(x))
+    close(fold_weight_norm(net)(x), net.eval()(x))
 
-def test_a_copy_of_the_original_can_still_be_unparametrized():
-    net, x = model(0.), randn(2, 2, 8, 8)
-    flat = folded(net)
-    before = flat(x)
-    for m in net.modules():
-        if parametrize.is_parametrized(m): parametrize.remove_parametrizations(m, 'weight')
-    close(flat(x), before)
-    close(net.eval()(x), before)
+def test_folding_gives_ordinary_memory_whatever_the_original_has():
+    net = model()[1:]
+    flat, other = fold_weight_norm(net), fold_weight_norm(net.to(memory_format=torch.channels_last))
+    assert not net[1].conv.weight_v.is_contiguous()
+    for a, b in zip(flat.parameters(), other.parameters(), strict=True): assert b.is_contiguous() and torch.equal(a, b)
+
+def test_folding_twice_is_folding_once():
+    net, x = model(), randn(2, 2, 8, 8)
+    close(fold_weight_norm(fold_weight_norm(net))(x), fold_weight_norm(net)(x))
 
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float64, None))
 def test_dtype(dtype):
     net = model()
-    assert {p.dtype for p in folded(net, dtype).parameters()} == {dtype or torch.float64}
+    assert {p.dtype for p in fold_weight_norm(net, dtype).parameters()} == {dtype or torch.float64}
     assert {p.dtype for p in net.parameters()} == {torch.float64} and net[0].mask.dtype == torch.float64
 
 @pytest.mark.parametrize('make', (lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), lambda: nn.ELU(), lambda: nn.Sequential(), lambda: nn.Conv2d(2, 3, 3, bias=False),
-    lambda: weight_norm(nn.Conv2d(2, 3, 3, bias=False)), lambda: weight_norm(nn.Conv2d(2, 3, 3)), lambda: weight_norm(nn.ConvTranspose2d(2, 3, 3, bias=False))),
+    lambda: WeightNormConv2d(2, 3, 3, bias=False), lambda: WeightNormConv2d(2, 3, 3), lambda: WeightNormConvTranspose2d(2, 3, 3, bias=False)),
     ids=('no weight norm', 'no parameters', 'empty', 'no bias', 'weight norm, no bias', 'the model itself', 'transposed'))
 def test_models_of_all_kinds(make):
     net, x = make().double().eval(), randn(2, 2, 5, 5)
-    flat = folded(net, torch.float64)
+    flat = fold_weight_norm(net, torch.float64)
     close(flat(x), net(x))
     assert flat is not net and type(flat) in type(net).__mro__ and not any(p.requires_grad for p in flat.parameters())
 
 def test_a_layer_used_twice_is_still_one():
     layer = ShiftedConv2d(2, 2)
-    flat = folded(nn.Sequential(layer, nn.ELU(), layer))
+    flat = fold_weight_norm(nn.Sequential(layer, nn.ELU(), layer))
     assert flat[0] is flat[2] and flat[0].conv is flat[2].conv

@@ -6,9 +6,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from safetensors.torch import load_file
+from torch.nn.utils.parametrizations import weight_norm
+from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
-from distsmooth.masked import (GatedResidual, MaskedConv2d, MaskedLinear, ShiftedConv2d, ShiftedConvTranspose2d, causal_mask, concat_elu,
-                               data_dependent_init, made_masks, pointwise, shift_padding)
+from distsmooth.registry import plain as in_plain_form
+from distsmooth.masked import (GatedResidual, MaskedConv2d, MaskedLinear, ShiftedConv2d, ShiftedConvTranspose2d, WeightNormConv2d, WeightNormConvTranspose2d,
+                               causal_mask, concat_elu, data_dependent_init, made_masks, pointwise, shift_padding)
+from distsmooth.pipeline import PRETRAINED, SmoothedModel
 
 SIZES = [(4, 4), (6, 4), (4, 8)]
 DIRECTIONS = ['down', 'right']
@@ -198,10 +203,128 @@ def test_pointwise_looks_at_no_neighbour():
     seen = sees(pointwise(2, 3), 2, (3, 4)).reshape(12, 12)
     assert torch.equal(seen, torch.eye(12).bool())
 
+# weight norm
+
+OLD = dict(weight_g='parametrizations.weight.original0', weight_v='parametrizations.weight.original1')
+KINDS = [(WeightNormConv2d, nn.Conv2d, dict(stride=2, padding=1)), (WeightNormConvTranspose2d, nn.ConvTranspose2d, dict(stride=2, padding=(0, 1), output_padding=(0, 1)))]
+both_kinds = pytest.mark.parametrize('ours,theirs,kw', KINDS, ids=('conv', 'transposed'))
+
+def twins(ours, theirs, kw, n_in=3, n_out=4, seed=0):
+    "Our layer, and PyTorch's with weight norm, from one seed"
+    made = []
+    for make in (ours, lambda *a, **k: weight_norm(theirs(*a, **k))):
+        torch.manual_seed(seed)
+        made.append(make(n_in, n_out, (2, 3), **kw))
+    return made
+
+def under_old_names(state): return {k.replace(k.split('.')[-1], OLD.get(k.split('.')[-1], k.split('.')[-1])): v for k, v in state.items()}
+
 def test_weight_norm_names_are_stable():
-    "Checkpoints depend on these names"
-    names = {'conv.bias', 'conv.parametrizations.weight.original0', 'conv.parametrizations.weight.original1'}
-    assert set(ShiftedConv2d(1, 2).state_dict()) == set(ShiftedConvTranspose2d(1, 2).state_dict()) == names
+    "Checkpoints depend on these names, and an optimizer's on their order"
+    for layer in (ShiftedConv2d(1, 2), ShiftedConvTranspose2d(1, 2)):
+        assert list(layer.state_dict()) == [k for k, _ in layer.named_parameters()] == ['conv.bias', 'conv.weight_g', 'conv.weight_v']
+
+@both_kinds
+@pytest.mark.parametrize('bias', [True, False])
+def test_weight_norm_begins_as_pytorchs_and_computes_the_same(ours, theirs, kw, bias):
+    a, b = twins(ours, theirs, dict(kw, bias=bias))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True): assert torch.equal(p, q)
+    a, b, x = a.double(), b.double(), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for p, q in zip(a.parameters(), b.parameters()): q.copy_(p.mul_(1 + torch.rand_like(p)))
+    assert_close(a(x), b(x), rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(layer(x).square().sum(), [*layer.parameters()]) for layer in (a, b)]
+    assert_close(*grads, rtol=1e-12, atol=1e-12)
+    assert isinstance(a, theirs) and a.weight.shape == b.weight.shape and a.stride == b.stride and a.kernel_size == (2, 3)
+    assert (a.bias is None) == (not bias) and 'stride=(2, 2)' in repr(a)
+
+@both_kinds
+def test_lengths_are_those_along_dimension_0(ours, theirs, kw):
+    layer = ours(3, 4, (2, 3), **kw).double()
+    with torch.no_grad(): layer.weight_g.copy_(torch.arange(1., 1 + len(layer.weight_g)).view(-1, 1, 1, 1)), layer.weight_v.mul_(7)
+    assert len(layer.weight_g) == (4 if ours is WeightNormConv2d else 3)
+    assert_close(layer.weight.flatten(1).norm(dim=1), layer.weight_g.flatten())
+
+def test_the_weight_does_not_depend_on_the_memory_format():
+    layer = WeightNormConv2d(8, 6, (2, 3))
+    before = layer.weight.detach().clone()
+    assert torch.equal(layer.to(memory_format=torch.channels_last).weight, before) and not layer.weight_v.is_contiguous()
+
+@both_kinds
+def test_layers_of_a_kind_are_of_one_class(ours, theirs, kw):
+    "what a compiler needs in order to share a graph between them; PyTorch's weight norm makes a class for each"
+    (a, b), (c, d) = twins(ours, theirs, kw), twins(ours, theirs, kw)
+    assert type(a) is type(c) is ours and type(b) is not type(d)
+
+@both_kinds
+def test_files_with_the_names_of_pytorch_are_read(ours, theirs, kw):
+    a, b = twins(ours, theirs, kw)
+    _, other = twins(ours, theirs, kw, seed=1)
+    x = torch.randn(2, 3, 6, 5)
+    state = other.state_dict()
+    assert set(state) == {'bias', *OLD.values()} and not torch.allclose(a(x), other(x))
+    a.load_state_dict(state)
+    assert_close(a(x), other(x))
+    assert set(state) == {'bias', *OLD.values()}  # what was handed in is not changed
+    net, wrapped = nn.Sequential(nn.ELU(), nn.Sequential(a)), nn.Sequential(nn.ELU(), nn.Sequential(b))
+    net.load_state_dict(wrapped.state_dict())
+    assert_close(net(x), wrapped(x))
+
+def test_files_of_neither_name_are_refused():
+    layer = ShiftedConv2d(2, 3)
+    old = under_old_names(layer.state_dict())
+    with pytest.raises(RuntimeError, match='Missing.*conv.weight_g'): layer.load_state_dict({k: v for k, v in old.items() if 'original0' not in k})
+    with pytest.raises(RuntimeError, match='Unexpected.*original2'): layer.load_state_dict(old | {'conv.parametrizations.weight.original2': torch.ones(1)})
+    with pytest.raises(RuntimeError, match='size mismatch for conv.weight_v'): layer.load_state_dict(under_old_names(ShiftedConv2d(3, 3).state_dict()))
+    ordinary = nn.Sequential(nn.Conv2d(2, 3, 1))
+    with pytest.raises(RuntimeError, match='Missing'): ordinary.load_state_dict({'0.bias': torch.ones(3), '0.parametrizations.weight.original0': torch.ones(3, 1, 1, 1)})
+
+def adam(net, x, steps, opt=None):
+    opt = opt or torch.optim.Adam(net.parameters(), .01)
+    for _ in range(steps):
+        opt.zero_grad(); net(x).square().mean().backward(); opt.step()
+    return opt
+
+def test_a_run_of_the_old_layers_goes_on():
+    "weights, their average, and the optimizer's moments"
+    ours, theirs = (nn.Sequential(*pair).double() for pair in zip(twins(*KINDS[0]), twins(*KINDS[1], n_in=4)))
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    opt, ema = adam(theirs, x, 3), AveragedModel(theirs)
+    ema.update_parameters(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    ours_ema, ours_opt = AveragedModel(ours), torch.optim.Adam(ours.parameters(), .01)
+    adam(ours, x, 1, torch.optim.SGD(ours.parameters(), .5)); ours.load_state_dict(theirs.state_dict())
+    ours_ema.load_state_dict(ema.state_dict()); ours_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    adam(theirs, x, 3, opt); adam(ours, x, 3, ours_opt)
+    assert_close(ours(x), theirs(x), rtol=0, atol=1e-10)
+    assert_close(ours_ema(x), ema(x))
+    for p, q in zip(ours.parameters(), theirs.parameters()): assert_close(p, q, rtol=0, atol=1e-10)
+
+def test_the_bundled_weights_have_the_old_names_and_new_files_the_new_ones(tmp_path):
+    model = SmoothedModel.from_pretrained('digits')
+    model.save_pretrained(tmp_path)
+    for part in ('smooth', 'reverse'):
+        old, new = (load_file(folder/part/'model.safetensors') for folder in (PRETRAINED/'digits', tmp_path))
+        assert any('original0' in k for k in old) and any(k.endswith('.weight_g') for k in new) and not any('parametrizations' in k for k in new)
+        assert new.keys() != old.keys() == under_old_names(new).keys()
+        for k, v in under_old_names(new).items(): assert torch.equal(v, old[k])
+    again = SmoothedModel.from_pretrained(tmp_path)
+    for p, q in zip(model.parameters(), again.parameters(), strict=True): assert torch.equal(p, q)
+
+@pytest.mark.parametrize('make', [partial(ShiftedConv2d, 3, 3), partial(ShiftedConv2d, 3, 3, 'right', stride=2), partial(ShiftedConvTranspose2d, 3, 3), partial(pointwise, 3, 3)])
+@in_plain_form()
+def test_weight_norm_under_function_transforms(make):
+    "derivatives forwards and backwards, in the image and in the parameters, one by one and in a batch"
+    layer = make().double()
+    params = {k: p.detach() for k, p in layer.named_parameters()}
+    x, d = torch.randn(2, 4, 3, 4, 4, dtype=torch.float64)
+    dp = {k: torch.randn_like(p) for k, p in params.items()}
+    f = lambda p, x: torch.func.functional_call(layer, p, (x,)).square().sum()
+    gp, gx = torch.func.grad(f, (0, 1))(params, x)
+    slope = sum((gp[k]*dp[k]).sum() for k in gp) + (gx*d).sum()
+    assert_close(torch.func.jvp(f, (params, x), (dp, d))[1], slope)
+    each = torch.func.vmap(torch.func.grad(lambda x: f(params, x[None])))(x)
+    assert_close(each, gx)
 
 # concat-ELU and the gated block
 
@@ -329,6 +452,15 @@ def test_gate_scale_is_for_the_second_convolutions_alone():
     after, _ = outputs(data_dependent_init(net, *batch, gate_scale=.1), *batch)
     for name, o in after.items():
         assert_close(o.std((0, 2, 3)), torch.full((o.shape[1],), .1 if 'conv_out' in name else 1.), atol=1e-4, rtol=0)
+
+def test_init_sets_lengths_and_directions_in_place():
+    "whoever holds the parameters keeps them; the direction is as long as the length says, as PyTorch's own would be"
+    net, batch = Net(), (torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8))
+    held = dict(net.named_parameters())
+    data_dependent_init(net, *batch)
+    assert all(held[k] is p for k, p in net.named_parameters())
+    for m in net.modules():
+        if hasattr(m, 'weight_v'): assert_close(m.weight_v.flatten(1).norm(dim=1), m.weight_g.flatten())
 
 def test_init_keeps_masks_closed_and_handles_no_bias():
     net = nn.Sequential(MaskedConv2d(1, 4, 3, 'A'), nn.ConvTranspose2d(4, 2, 2, 2, bias=False)).double()

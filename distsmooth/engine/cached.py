@@ -7,7 +7,6 @@ __all__ = ['cached', 'CUDAGraphed', 'graphed', 'CachedResolution', 'CachedDecode
            'n_converged_rows', 'jacobi_rows']
 
 # %% ../../nbs/engine/cached.ipynb #cac00006
-import warnings
 from contextlib import nullcontext
 from functools import partial
 import torch

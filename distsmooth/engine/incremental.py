@@ -11,27 +11,25 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from ..blocks import GatedResidual, concat_elu
-from ..masked import ShiftedConv2d, ShiftedConvTranspose2d
+from ..masked import ShiftedConv2d, ShiftedConvTranspose2d, WeightNorm
 
 # %% ../../nbs/engine/incremental.ipynb #2fdcac31
-def _plain(module):
-    "`module` without its parametrizations: what they computed stands in their place"
-    kind = type_before_parametrizations(module)
-    plain = kind.__new__(kind)
-    names = [*module._parameters, *module.parametrizations]
-    tensors = {n: None if getattr(module, n) is None else nn.Parameter(getattr(module, n).detach().clone()) for n in names}
-    plain.__dict__ = {k: copy.copy(v) for k, v in vars(module).items()} | dict(_modules={}, _parameters=tensors)
-    return plain
+def _fold(conv):
+    "In place: an ordinary convolution with the weight that `conv` has now"
+    weight = nn.Parameter(conv.weight.detach().contiguous())
+    del conv.weight_g, conv.weight_v
+    conv.__class__ = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.ConvTranspose2d
+    conv.weight = weight
 
 def fold_weight_norm(
     model:nn.Module, # Left as it is
     dtype:torch.dtype=None, # Of the copy, such as `torch.bfloat16`; the model's own if left out
 ) -> nn.Module: # In evaluation mode, without gradients
     "A copy of `model` to sample from: weight norm (Salimans & Kingma 2016) is worked out once, not at every call"
-    plain = {id(m): _plain(m) for m in model.modules() if is_parametrized(m)}
-    return copy.deepcopy(model, plain).eval().requires_grad_(False).to(dtype=dtype)
+    model = copy.deepcopy(model)
+    for conv in [m for m in model.modules() if isinstance(m, WeightNorm)]: _fold(conv)
+    return model.eval().requires_grad_(False).to(dtype=dtype)
 
 # %% ../../nbs/engine/incremental.ipynb #a4facc46
 class RowCache:

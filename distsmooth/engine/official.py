@@ -14,7 +14,7 @@ from ..pixelcnn import PixelCNNpp
 # %% ../../nbs/engine/official.ipynb #6d7fd0bf
 _RENAMED = [(r'^init\.0', 'u_init'), (r'^init\.1', 'ul_init.0'), (r'^init\.2', 'ul_init.1'), (r'^(up|down)\b', r'\1_layers'),
             (r'vertical', 'u_stream'), (r'horizontal', 'ul_stream'), (r'^shrink\.(\d)\.(\w+)', r'downsize_\2.\1'), (r'^grow\.(\d)\.(\w+)\.conv', r'upsize_\2.\1.deconv'),
-            (r'conv_in\b', 'conv_input'), (r'\bskip', 'nin_skip.lin_a'), (r'^out', 'nin_out.lin_a'), (r'parametrizations\.weight\.original0', 'weight_g'), (r'parametrizations\.weight\.original1', 'weight_v')]
+            (r'conv_in\b', 'conv_input'), (r'\bskip', 'nin_skip.lin_a'), (r'^out', 'nin_out.lin_a')]
 
 def _official(name):
     "What the published code calls one of our tensors"
