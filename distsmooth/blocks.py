@@ -54,7 +54,7 @@ def dropout(
 
 class Dropout(nn.Dropout):
     "`dropout` as a layer"
-    def forward(self, x): return dropout(x, self.p, self.training)
+    def forward(self, x): return super().forward(x) if self.inplace else dropout(x, self.p, self.training)
 
 # %% ../nbs/course/07_blocks.ipynb #a9793a0c
 class GatedResidual(nn.Module):
