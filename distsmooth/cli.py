@@ -179,12 +179,12 @@ def sample(
     temperature:float=1., # Below 1 for likelier pixels
 ):
     "Draw from one network (stage 1), in shards: started again, it goes on; under `accelerate launch`, processes share the work"
-    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, method=method, transform=transform, temperature=temperature), out)
+    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, method=method, transform=transform, temperature=temperature), out, n)
 
-def _show(paths, out):
-    "Say what is there now, and draw the first samples"
+def _show(paths, out, n=None):
+    "Say what was asked for and is there now, and draw the first samples"
     if not PartialState().is_main_process: return
-    x, _ = load_samples(out)
+    x, _ = load_samples(paths, n)
     fig = draw_rows({'': x[:16]})
     write_whole(Path(out)/'samples.png', lambda f: fig.savefig(f, format='png', dpi=120))
     print(f'{len(x)} images in {len(paths)} shards: {out}, the first of them in {Path(out)/"samples.png"}')

@@ -2,9 +2,13 @@
 import json
 import os
 import pickletools
+import shutil
+import signal
+from hashlib import sha256
 import pytest
 import torch
 from torch.testing import assert_close
+from forks import fork, posix, wait
 from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.data import load_dataset
 from distsmooth.denoising import single_step
@@ -22,7 +26,7 @@ def stacked():
     return SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net), LaplaceKernel(0.2)).eval()
 def levels(kernel=GaussianKernel(0.3), way='stacked', **kw):
     "Networks that are told the noise level, from 0.1 to 0.8"
-    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2, sigmas=(.1, .8), dropout=0.)
+    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2, sigma_range=(.1, .8), dropout=0.)
     return SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net) if way == 'stacked' else PixelCNNpp(**net, head='discretized', context_channels=1), kernel, **kw).eval()
 def with_raw(): return levels(LaplaceKernel(.2), 'encoder', raw=PixelCNNpp(1, 4, 4, 1, 3, 'discretized'))
 MODELS = {'made': made, 'pixels': pixels, 'colours': lambda: pixels(3), 'stacked': stacked, 'levels': levels, 'with raw': with_raw}
@@ -221,17 +225,17 @@ def test_parts_that_do_not_fit_together():
     net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2)
     P, S = (lambda **kw: PixelCNNpp(**net, **kw)), (lambda **kw: StackedPixelCNNpp(**net, **kw))
     for smooth, reverse in (((.1, 1.), (.1, .9)), ((.1, 1.), None), (None, (.1, 1.))):
-        with pytest.raises(ValueError, match='reverse must know the noise levels of smooth, '): SmoothedModel(P(sigmas=smooth), S(sigmas=reverse))
+        with pytest.raises(ValueError, match='reverse must know the noise levels of smooth, '): SmoothedModel(P(sigma_range=smooth), S(sigma_range=reverse))
     for sigma in (.39, .81):
-        with pytest.raises(ValueError, match=r'sigma must lie in \[0.4, 0.8\], got '): SmoothedModel(P(sigmas=(.4, .8)), S(sigmas=(.4, .8)), GaussianKernel(sigma))
-    for sigma in (.4, .8): SmoothedModel(P(sigmas=(.4, .8)), S(sigmas=[.4, .8]), GaussianKernel(sigma))
-    with pytest.raises(ValueError, match=r'sigma must lie in \[0.6, 1\], got 0.5'): SmoothedModel(P(sigmas=(.6, 1.)))   # the kernel that is left out is one of 0.5
+        with pytest.raises(ValueError, match=r'sigma must lie in \[0.4, 0.8\], got '): SmoothedModel(P(sigma_range=(.4, .8)), S(sigma_range=(.4, .8)), GaussianKernel(sigma))
+    for sigma in (.4, .8): SmoothedModel(P(sigma_range=(.4, .8)), S(sigma_range=[.4, .8]), GaussianKernel(sigma))
+    with pytest.raises(ValueError, match=r'sigma must lie in \[0.6, 1\], got 0.5'): SmoothedModel(P(sigma_range=(.6, 1.)))   # the kernel that is left out is one of 0.5
 
 def test_levels_and_raw_come_back(tmp_path):
     sm = with_raw()
     sm.save_pretrained(tmp_path)
     back = SmoothedModel.from_pretrained(tmp_path)
-    assert back.smooth.sigmas == back.reverse.sigmas == (.1, .8) and back.raw.sigmas is None and 'sigmas=(0.1, 0.8)' in repr(back) and back.kernel == LaplaceKernel(.2)
+    assert back.smooth.sigma_range == back.reverse.sigma_range == (.1, .8) and back.raw.sigma_range is None and 'sigmas=(0.1, 0.8)' in repr(back) and back.kernel == LaplaceKernel(.2)
     assert type(back.raw) is PixelCNNpp and (back.raw.head, back.raw.n_mix, back.raw.training) == ('discretized', 3, False) and torch.equal(back.raw(ZEROS), sm.raw(ZEROS))
     u = sm.uniforms(3, torch.Generator().manual_seed(0))
     assert torch.equal(back.sample(uniforms=u, sigma=EACH), sm.sample(uniforms=u, sigma=EACH))
@@ -248,7 +252,7 @@ def test_one_part(part, tmp_path):
     assert files == {f'new/one/{f}' for f in ('config.json', f'{part}/config.json', f'{part}/model.safetensors')}
     got = load_parts(str(tmp_path/'new'/'one'))
     assert got.keys() == {'kernel', part} and got['kernel'] == LaplaceKernel(.2) and type(got[part]) is type(net) and not got[part].training
-    assert_close(got[part].state_dict(), net.state_dict(), rtol=0, atol=0); assert got[part].sigmas == net.sigmas
+    assert_close(got[part].state_dict(), net.state_dict(), rtol=0, atol=0); assert got[part].sigma_range == net.sigma_range
     if part == 'smooth':
         alone = SmoothedModel.from_pretrained(tmp_path/'new'/'one')
         assert alone.reverse is None and alone.raw is None and alone.sample(2, denoise=None).shape == (2, 1, 4, 4)
@@ -271,3 +275,96 @@ def test_a_failed_save_of_parts_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(new.reverse, 'save_pretrained', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'): save_parts(tmp_path/'m', GaussianKernel(.2), smooth=new.smooth, reverse=new.reverse)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+# killed while saving
+
+def filled(value):
+    "A small model whose weights are all one number, which its kernel has too"
+    sm = SmoothedModel(MADE(n_mix=1, n_hidden=(2,)), MADE(n_mix=1, n_hidden=(2,), context_channels=1), GaussianKernel(value))
+    with torch.no_grad():
+        for p in sm.parameters(): p.fill_(value)
+    return sm
+
+def value_of(folder):
+    "The one number that all of a saved model agrees on"
+    parts = load_parts(folder)
+    values = {parts['kernel'].sigma, *(v for part in ('smooth', 'reverse') for p in parts[part].parameters() for v in p.unique().tolist())}
+    assert len(values) == 1, f'parts of several models: {values}'
+    return values.pop()
+
+SAVES = {'save_pretrained': lambda sm, folder: sm.save_pretrained(folder), 'save_parts': lambda sm, folder: save_parts(folder, sm.kernel, smooth=sm.smooth, reverse=sm.reverse)}
+
+@posix
+@pytest.mark.parametrize('place', ['plain', 'link'])
+@pytest.mark.parametrize('how', SAVES)
+def test_killed_at_any_rename_the_model_is_the_old_or_the_new_one(how, place, tmp_path):
+    (tmp_path/'real').mkdir(); (tmp_path/'parent').mkdir()
+    folder = tmp_path/'parent'/'m'
+    if place == 'link': folder.symlink_to(tmp_path/'real')
+    SAVES[how](filled(1.), folder)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*'))
+    def work(value, call, after):
+        count, replace = 0, os.replace
+        def counted(a, b):
+            nonlocal count
+            count += 1
+            if count == call and not after: os.kill(os.getpid(), signal.SIGKILL)
+            replace(a, b)
+            if count == call: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = counted
+        SAVES[how](filled(value), folder)
+    value, seen = 1., []
+    for call in range(1, 100):
+        for after in (False, True):
+            value += 1
+            old, code = value_of(folder), wait(fork(lambda: work(value, call, after)))
+            assert code in (0, -signal.SIGKILL) and value_of(folder) in ((old, value) if code else (value,))
+            seen.append((code != 0, value_of(folder) == old))
+            assert os.listdir(folder.parent) == ['m'], 'nothing is written beside the folder'
+        if not any(killed for killed, _ in seen[-2:]): break
+    assert {(True, True), (True, False), (False, False)} == set(seen) and len(seen) > 10
+    SAVES[how](filled(value), folder)
+    assert value_of(folder) == value and sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*')) == files
+
+def test_weights_that_config_does_not_name_are_refused(tmp_path):
+    for name, value in (('a', 1.), ('b', 2.)): filled(value).save_pretrained(tmp_path/name)
+    config = json.loads((tmp_path/'a'/'config.json').read_text())
+    assert config['sha256']['smooth/model.safetensors'] == sha256((tmp_path/'a'/'smooth'/'model.safetensors').read_bytes()).hexdigest()
+    assert config['sha256'].keys() == {f'{p}/{f}' for p in ('smooth', 'reverse') for f in ('config.json', 'model.safetensors')}
+    shutil.copy(tmp_path/'b'/'smooth'/'model.safetensors', tmp_path/'a'/'smooth'/'model.safetensors')
+    with pytest.raises(ValueError, match='smooth/model.safetensors is damaged or was changed.*Save the model again, or take its line out'): load_parts(tmp_path/'a')
+    del config['sha256']['smooth/model.safetensors']
+    (tmp_path/'a'/'config.json').write_text(json.dumps(config))
+    parts = load_parts(tmp_path/'a')
+    assert parts['smooth'].state_dict().popitem()[1].unique().item() == 2 and parts['reverse'].state_dict().popitem()[1].unique().item() == 1
+
+@posix
+def test_a_model_saved_without_check_sums_loads_and_is_replaced(tmp_path):
+    filled(1.).save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    del config['sha256']
+    def old(): (tmp_path/'config.json').write_text(json.dumps(config))
+    old()
+    assert value_of(tmp_path) == 1
+    def work():
+        replace = os.replace
+        def killing(a, b): replace(a, b) if 'config.json' != os.path.basename(b) else os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = killing
+        filled(2.).save_pretrained(tmp_path)
+    assert wait(fork(work)) == -signal.SIGKILL and value_of(tmp_path) == 1
+    filled(3.).save_pretrained(tmp_path)
+    assert value_of(tmp_path) == 3
+
+def test_a_model_card_is_kept_and_a_missing_one_is_written(tmp_path):
+    filled(1.).save_pretrained(tmp_path)
+    assert 'model_hub_mixin' in (tmp_path/'README.md').read_text()
+    (tmp_path/'README.md').write_text('mine')
+    filled(2.).save_pretrained(tmp_path)
+    assert (tmp_path/'README.md').read_text() == 'mine' and value_of(tmp_path) == 2
+
+def test_publishing_takes_the_name_of_the_folder(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(SmoothedModel, 'push_to_hub', lambda self, repo_id, **kw: calls.append(repo_id))
+    filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True)
+    filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True, repo_id='me/other')
+    assert calls == ['my-digits', 'me/other']
