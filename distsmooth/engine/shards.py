@@ -218,5 +218,5 @@ def denoise_shards(
     def back(x_noisy, first):
         if how == 'single_step': return single_step(net, x_noisy, sigma, score)
         uniforms = image_uniforms(net, seed, how, first, len(x_noisy)).to(acc.device)
-        return net.sample(context=x_noisy, uniforms=uniforms, **net.told(sigma))
+        return net.dist_at(sigma, context=x_noisy).from_uniforms(uniforms)
     return run_shards(out, [len(b) for b in batches], work, settings, progress, acc, sources)
