@@ -78,6 +78,41 @@ def _check_plain(x, name='state'):
         _check_plain(k, f'a key of {name}')
         _check_plain(v, f'{name}.{k}')
 
+# %% ../../nbs/engine/checkpoint.ipynb #a142b8b3
+class _Summed:
+    "A file that keeps the check sum of all that is written to it"
+    def __init__(self, f): self.f, self.sum = f, sha256()
+    def write(self, b): self.sum.update(b); return self.f.write(b)
+    def flush(self): self.f.flush()
+
+def _write_sealed(state, f):
+    "`torch.save`, and the check sum of every byte as the last line"
+    summed = _Summed(f)
+    torch.save(state, summed)
+    f.write(f'\nsha256 {summed.sum.hexdigest()}\n'.encode())
+
+# %% ../../nbs/engine/checkpoint.ipynb #041a63fa
+def _seal(f):
+    "The check sum in the last line of an open file, and the number of bytes before it; None, if there is no such line"
+    size = f.seek(0, os.SEEK_END)
+    n = f.seek(max(0, size - 73))
+    line = re.fullmatch(rb'\nsha256 ([0-9a-f]{64})\n', f.read())
+    return (line[1].decode(), n) if line else None
+
+def _sum(f, n):
+    "The check sum of the first `n` bytes of an open file"
+    total = sha256()
+    f.seek(0)
+    while n > 0 and (b := f.read(min(n, 1 << 20))): total.update(b); n -= len(b)
+    return total.hexdigest()
+
+def _is_whole(path):
+    "Is every byte as it was written? Zip files of version 0.1.0 have no last line: there the parts' check sums have to do"
+    with open(path, 'rb') as f:
+        if seal := _seal(f): return _sum(f, seal[1]) == seal[0]
+        try: return ZipFile(f).testzip() is None and f.seek(-22, os.SEEK_END) and f.read(4) == b'PK\5\6' # The end
+        except Exception: return False # Broken files fail in a dozen ways
+
 # %% ../../nbs/engine/checkpoint.ipynb #c81e7af8
 _FORMAT, _UNSEALED = 'distsmooth checkpoint 2', 'distsmooth checkpoint 1'
 
@@ -117,41 +152,6 @@ def save(self:Checkpoints,
     write_whole(self._path(step), lambda f: _write_sealed(whole, f))
     others = [s for s in self.steps if s != step]
     for old in others[:max(0, len(others) + 1 - self.keep)]: self._path(old).unlink(missing_ok=True)
-
-# %% ../../nbs/engine/checkpoint.ipynb #a142b8b3
-class _Summed:
-    "A file that keeps the check sum of all that is written to it"
-    def __init__(self, f): self.f, self.sum = f, sha256()
-    def write(self, b): self.sum.update(b); return self.f.write(b)
-    def flush(self): self.f.flush()
-
-def _write_sealed(state, f):
-    "`torch.save`, and the check sum of every byte as the last line"
-    summed = _Summed(f)
-    torch.save(state, summed)
-    f.write(f'\nsha256 {summed.sum.hexdigest()}\n'.encode())
-
-# %% ../../nbs/engine/checkpoint.ipynb #041a63fa
-def _seal(f):
-    "The check sum in the last line of an open file, and the number of bytes before it; None, if there is no such line"
-    size = f.seek(0, os.SEEK_END)
-    n = f.seek(max(0, size - 73))
-    line = re.fullmatch(rb'\nsha256 ([0-9a-f]{64})\n', f.read())
-    return (line[1].decode(), n) if line else None
-
-def _sum(f, n):
-    "The check sum of the first `n` bytes of an open file"
-    total = sha256()
-    f.seek(0)
-    while n > 0 and (b := f.read(min(n, 1 << 20))): total.update(b); n -= len(b)
-    return total.hexdigest()
-
-def _is_whole(path):
-    "Is every byte as it was written? Zip files of version 0.1.0 have no last line: there the parts' check sums have to do"
-    with open(path, 'rb') as f:
-        if seal := _seal(f): return _sum(f, seal[1]) == seal[0]
-        try: return ZipFile(f).testzip() is None and f.seek(-22, os.SEEK_END) and f.read(4) == b'PK\5\6' # The end
-        except Exception: return False # Broken files fail in a dozen ways
 
 # %% ../../nbs/engine/checkpoint.ipynb #b9b34902
 @patch
