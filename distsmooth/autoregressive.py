@@ -344,8 +344,9 @@ def _full_precision(x):
 
 # %% ../nbs/course/04_autoregressive.ipynb #003a5e1a
 def _check_uniforms(dist, uniforms):
-    model, n = dist.model, dist.batch_shape or ('n',)
-    check_tensor(uniforms, 'uniforms', *n, model.channels+1, *model.size, low=0, high=1)
+    model = dist.model
+    check_tensor(uniforms, 'uniforms', 'n', model.channels+1, *model.size, low=0, high=1)
+    model.check_conditions(**dist.conditions, n=len(uniforms))
     p = next(model.parameters(), uniforms)
     dtype = torch.promote_types(p.dtype, torch.float32)
     if (uniforms.dtype, uniforms.device) != (dtype, p.device):
@@ -421,7 +422,7 @@ def sample(self:Autoregressive,
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw samples: `dist(...).from_uniforms(uniforms)`; raises `ValueError` or `TypeError` for arguments that are wrong"
     dist = self.dist(context, label, sigma)
-    if n is None and dist.batch_shape: n, = dist.batch_shape
+    if n is None and uniforms is None and dist.batch_shape: n, = dist.batch_shape
     if uniforms is None:
         if n is None: raise ValueError('say how many samples: n, uniforms or context')
         uniforms = self.uniforms(n, generator)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 from .autoregressive import gradient
-from .checks import check_one_of, check_tensor
+from .checks import check_number, check_one_of, check_tensor
 from .smoothing import check_sigma
 
 # %% ../nbs/course/10_denoising.ipynb #ce6d045e
@@ -21,7 +21,7 @@ class SmoothedDataset:
         x:torch.Tensor, # (N, ...) clean data: points (N, D) or images (N, C, H, W)
         sigma:float, # Noise level, in the units of `x`
     ):
-        self.x, self.sigma = check_tensor(x, 'x'), check_sigma(sigma)
+        self.x, self.sigma = check_tensor(x, 'x'), check_number(sigma, 'sigma', '(0, inf)')
         if x.ndim < 2 or not len(x):
             raise ValueError(f'x must hold at least one point (N, ...), got {tuple(x.shape)}')
     def _log_kernel(self, x_noisy):

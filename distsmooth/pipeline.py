@@ -68,11 +68,16 @@ def _check(self:SmoothedModel, denoise):
         raise ValueError(f"denoise='single_step' holds for Gaussian noise alone (Tweedie's formula), not for {self.kernel}")
 
 @patch
+def _label(self:SmoothedModel, net, label):
+    "`label`, or None for a network that is not made for labels; a `ValueError` if neither of the two is"
+    if label is not None and not any(part.n_classes for part in (self.smooth, self.reverse) if part is not None):
+        raise ValueError(f'label must be None: neither smooth nor reverse is made for labels, got {label!r}')
+    return label if net.n_classes else None
+
+@patch
 def _dist(self:SmoothedModel, net, sigma, label=None, **conditions):
     "What `net` says, told as much as it was made for"
-    if label is not None and not any(part.n_classes for part in self.children()):
-        raise ValueError('label must be None: no network of this model is made for labels')
-    return net.dist_at(sigma, label=label if net.n_classes else None, **conditions)
+    return net.dist_at(sigma, label=self._label(net, label), **conditions)
 
 # %% ../nbs/course/12_pipeline.ipynb #2a4877f4
 @patch
@@ -91,7 +96,7 @@ def denoise(self:SmoothedModel,
     sigma = self.check_sigma(sigma)
     if how is None: return x_noisy
     if how == 'single_step':
-        return single_step(self.smooth, x_noisy, sigma, score, label=label if self.smooth.n_classes else None)
+        return single_step(self.smooth, x_noisy, sigma, score, label=self._label(self.smooth, label))
     if uniforms is None: uniforms = self.reverse.uniforms(len(x_noisy), generator)
     return self._dist(self.reverse, sigma, label, context=x_noisy).from_uniforms(uniforms, **options)
 

@@ -128,7 +128,7 @@ def encode(self:PixelCNNpp,
     "The conditions as `params` takes them"
     like = self.out.weight
     features = [None]*3 if context is None else self.encoder(context.to(like.dtype))
-    vectors = [] if label is None else [self.label(torch.as_tensor(label, device=like.device).reshape(-1))]
+    vectors = [] if label is None else [self.label(torch.as_tensor(label, device=like.device).long().reshape(-1))]
     if sigma is not None: vectors.append(self.sigma_embedding(sigma))
     return features, sum(vectors) if vectors else None
 

@@ -16,6 +16,7 @@ from scipy import integrate
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import pdist
 from torch import distributions as D
+from .checks import check_number
 
 # %% ../nbs/course/02_smoothing.ipynb #bdc61d80
 def check_sigma(
@@ -49,7 +50,7 @@ class Kernel:
     def __init__(self,
         sigma:float, # Standard deviation of the noise, in the [-1, 1] scale of the images
     ):
-        self.sigma = check_sigma(sigma)
+        self.sigma = check_number(sigma, 'sigma', '(0, inf)')
         self.noise = self._noise()
     def _log_noise(self, noise): return self.noise.log_prob(noise)
     def __repr__(self): return f'{type(self).__name__}(sigma={self.sigma:g})'

@@ -143,6 +143,43 @@ def test_dropout_and_labels(kind):
     assert net.training                                                                # as it was
 
 @both
+def test_dist_keeps_its_conditions_to_itself(kind):
+    "Two of one network do not mix, in whatever order they are asked, and the network stays as it was"
+    net, x = make(kind, n_classes=3, sigma_range=(.1, 1.), size=4).train(), rand(2, 1, (4, 4))
+    one, other = (rand(2, 1, (4, 4), seed=s) for s in (1, 2))
+    a, b = net.dist(one, label=1, sigma=.2), net.dist_at(.7, context=other, label=torch.tensor([0, 2]))
+    net.eval()
+    first = a.log_prob(x)
+    assert_close(b.log_prob(x), net.log_prob(x, other, torch.tensor([0, 2]), .7), rtol=0, atol=0)
+    assert torch.equal(a.log_prob(x), first) and torch.equal(first, net.log_prob(x, one, 1, .2)) and (first != b.log_prob(x)).all()
+    assert a.batch_shape == b.batch_shape == (2,) and a.event_shape == (1, 4, 4)
+    assert vars(net).keys() == vars(make(kind, n_classes=3, sigma_range=(.1, 1.), size=4)).keys()
+
+@both
+def test_labels_in_any_form(kind):
+    net, x, c = make(kind, n_classes=3, size=4), rand(2, 1, (4, 4)), rand(2, 1, (4, 4), seed=1)
+    each, u = net.log_prob(x, c, label=torch.tensor([2, 2])), net.uniforms(2, torch.Generator().manual_seed(0))
+    drawn = net.sample(context=c, uniforms=u, label=torch.tensor([2, 2]))
+    for one in (2, torch.tensor(2), torch.tensor([2]), torch.tensor([2, 2], dtype=torch.uint8), [2, 2]):
+        assert_close(net.log_prob(x, c, label=one), each, rtol=1e-12, atol=1e-12)
+        assert_close(net.dist(c, label=one).log_prob(x), each, rtol=1e-12, atol=1e-12)
+        assert_close(net.sample(context=c, uniforms=u, label=one), drawn, rtol=0, atol=1e-9)
+    assert (net.log_prob(x, c, label=1) != each).all()
+    for bad, says in (([0, 1, 2], r'label must be one or \(2,\) of them, got 3'), (3, r'label must lie in \[0, 2\], found 3 to 3'), (-1, 'found -1'), (torch.tensor([0., 1.]), 'whole number .*float32'), (True, 'whole number .*bool')):
+        for f in (lambda: net.log_prob(x, c, label=bad), lambda: net.sample(context=c, label=bad), lambda: net.sample(uniforms=u, context=c, label=bad)):
+            with pytest.raises(ValueError, match=says): f()
+
+@both
+def test_score_is_the_gradient(kind):
+    net, c, label = make(kind, n_classes=2, sigma_range=(.1, 1.), size=4), rand(2, 1, (4, 4), seed=1), torch.tensor([0, 1])
+    x = rand(2, 1, (4, 4)).requires_grad_()
+    want, = torch.autograd.grad(net.log_prob(x, c, label, .3).sum(), x)
+    dist = net.dist(c, label, .3)
+    for f in (lambda: dist.score(x.detach()), torch.no_grad()(lambda: dist.score(x.detach())), torch.inference_mode()(lambda: dist.score(x.detach()))):
+        assert_close(f().clone(), want, rtol=1e-12, atol=1e-12)
+    assert all(p.grad is None for p in net.parameters()) and (net.dist(c, label, .9).score(x) - want).abs().max() > 1e-8
+
+@both
 def test_save_and_load(kind, tmp_path):
     net, x, c = make(kind, size=4).float(), rand(2, 1, (4, 4)).float(), rand(2, 1, (4, 4), seed=1).float()
     net.save_pretrained(tmp_path)
@@ -152,13 +189,13 @@ def test_save_and_load(kind, tmp_path):
 
 @both
 @pytest.mark.parametrize('context, error', [
-    (None, 'give it a context'),
-    (rand(2, 1, (8, 4)), r'context must be \(B, 1, 8, 8\), got \(2, 1, 8, 4\)'),
-    (rand(2, 3), r'context must be \(B, 1, 8, 8\)'),
-    (rand(2)[0], r'context must be \(B, 1, 8, 8\)'),
-    (rand(3), 'context'),
+    (None, 'context must be given: this model is conditional on it'),
+    (rand(2, 1, (8, 4)), r'context must be \((2|n), 1, 8, 8\), got \(2, 1, 8, 4\)'),
+    (rand(2, 3), r'context must be \((2|n), 1, 8, 8\), got \(2, 3, 8, 8\)'),
+    (rand(2)[0], r'context must be \((2|n), 1, 8, 8\), got \(1, 8, 8\)'),
+    (rand(3), r'context must be \(2, 1, 8, 8\), got \(3, 1, 8, 8\)'),
     (rand(2)*math.nan, 'context holds NaN'),
-    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 'context must be a float tensor')])
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 'context must be a float tensor, got torch.uint8')])
 def test_bad_contexts(kind, context, error):
     net, x = make(kind), rand()
     with pytest.raises((ValueError, TypeError), match=error): net.log_prob(x, context)
@@ -166,13 +203,13 @@ def test_bad_contexts(kind, context, error):
 
 def test_stacked_forward_names_a_bad_context():
     net, x = make('stacked'), rand()
-    with pytest.raises(ValueError, match='give it a context'): net(x, None)
-    with pytest.raises(ValueError, match=r'context \(2, 1, 4, 8\) must have the shape of x \(2, 1, 8, 8\)'): net(x, rand(2, 1, (4, 8)))
-    with pytest.raises(ValueError, match='must have the shape of x'): net(x, rand(1))
+    with pytest.raises(TypeError, match='context must be a float tensor, got NoneType'): net(x, None)
+    with pytest.raises(ValueError, match=r'context must be \(2, 1, 8, 8\), got \(2, 1, 4, 8\)'): net(x, rand(2, 1, (4, 8)))
+    with pytest.raises(ValueError, match=r'context must be \(2, 1, 8, 8\), got \(1, 1, 8, 8\)'): net(x, rand(1))
 
 def test_unconditional_nets_refuse_a_context():
     net = PixelCNNpp(**CONFIG).double()
-    with pytest.raises(ValueError, match='unconditional'): net.log_prob(rand(), rand())
+    with pytest.raises(ValueError, match='context must be None'): net.log_prob(rand(), rand())
 
 @pytest.mark.parametrize('size', [6, (6, 8), (8, 6)])
 @both
@@ -187,7 +224,7 @@ def five(*values): return torch.tensor(values, dtype=torch.float64)
 def test_causal_at_every_level(kind):
     net, sigma = make(kind, size=4, sigma_range=(.1, 1.)), five(.1, .4, 1.)
     x, c = (rand(1, 1, (4, 4), seed=s).repeat(3, 1, 1, 1).requires_grad_() for s in (0, 1))
-    assert net.sigma_range == (.1, 1.) and net.told(.3) == dict(sigma=.3)
+    assert net.sigma_range == (.1, 1.) and net.dist_at(.3, context=c).conditions == dict(context=c, sigma=.3)
     out = net(x, c, sigma=sigma)
     weights = torch.randn(out.shape[1], 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for i in range(16):
@@ -219,13 +256,14 @@ def test_the_stacked_net_tells_the_tall_one():
 @both
 def test_levels_that_do_not_fit(kind):
     net, x = make(kind, size=4, sigma_range=(.1, 1.)), rand(2, 1, (4, 4))
-    for sigma in (.05, 1.1, -.3, math.nan, five(.3, 2.), five(.3, math.nan)):
+    for sigma, says in ((.05, r'lie in \[0.1, 1\], got 0.05'), (1.1, r'lie in \[0.1, 1\], got 1.1'), (five(.3, 2.), r'lie in \[0.1, 1\], got 2.0'),
+                        (-.3, 'be a finite number above 0.*got -0.3'), (math.nan, 'be a finite number above 0.*got nan'), (five(.3, math.nan), 'be a finite number above 0.*got nan')):
         for f in (net.log_prob, lambda x, c, sigma: net.sample(context=c, sigma=sigma)):
-            with pytest.raises(ValueError, match=r'sigma must lie in \[0.1, 1\]'): f(x, x, sigma=sigma)
-    with pytest.raises(ValueError, match='sigma must be given to a model with sigmas'): net.log_prob(x, x)
-    with pytest.raises(ValueError, match='sigma must be given to a model with sigmas'): net.sample(context=x)
-    with pytest.raises(ValueError, match='sigma must'): net.log_prob(x, x, sigma=five(.3, .3, .3))
-    with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): make(kind, size=4).log_prob(x, x, sigma=.3)
+            with pytest.raises(ValueError, match=f'sigma must {says}'): f(x, x, sigma=sigma)
+    for f in (lambda: net.log_prob(x, x), lambda: net.sample(context=x), lambda: net.dist(x)):
+        with pytest.raises(ValueError, match=r'sigma must be given: this model is conditional on it \(\(0.1, 1.0\)\)'): f()
+    with pytest.raises(ValueError, match=r'sigma must be one or \(2,\) of them, got 3'): net.log_prob(x, x, sigma=five(.3, .3, .3))
+    with pytest.raises(ValueError, match='sigma must be None'): make(kind, size=4).log_prob(x, x, sigma=.3)
     with pytest.raises(ValueError, match=r'sigma_range must be \(lowest, highest\)'): make(kind, sigma_range=(1., .1))
 
 @both

@@ -6,19 +6,22 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 
-from distsmooth.denoising import SmoothedDataset, score, single_step
+from distsmooth.denoising import SmoothedDataset, joint_score, local_score, score, single_step
 from distsmooth.made import MADE
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
 
+SCORE_OF = score  # where an argument has its name
+
 def rand(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 class GaussianChain:
-    "An exact autoregressive model of `N(0, cov)`"
+    "`N(0, cov)` as an exact autoregressive distribution"
     def __init__(self, cov): self.L = torch.linalg.cholesky(cov)
-    def __call__(self, x): return x - torch.linalg.solve_triangular(self.L, x[..., None], upper=False)[..., 0]*self.L.diagonal()
-    def mixture(self, params): return torch.distributions.Normal(params, self.L.diagonal())
-    def log_prob(self, x): return self.mixture(self(x)).log_prob(x).sum(-1)
+    def mixture(self, x):
+        mean = x - torch.linalg.solve_triangular(self.L, x[..., None], upper=False)[..., 0]*self.L.diagonal()
+        return torch.distributions.Normal(mean, self.L.diagonal())
+    def log_prob(self, x): return self.mixture(x).log_prob(x).sum(-1)
 
 def some_cov(n, seed=0):
     a = rand(n, n, seed=seed)
@@ -109,6 +112,48 @@ def test_it_leaves_everything_as_it_was():
     with pytest.raises(ValueError): single_step(model, x, 0.5, context=x)
     assert model.training                        # also after an error
 
+def test_every_part_keeps_its_own_mode():
+    "A part that is frozen in evaluation mode while the rest trains, and the other way round"
+    for train in (True, False):
+        model = tiny(dropout=.5).train(train)
+        model.up.train(not train); model.down[1].horizontal[0].dropout.train(not train)
+        modes, inside = {m: m.training for m in model.modules()}, []
+        model.register_forward_hook(lambda *_: inside.append(any(m.training for m in model.modules())))
+        assert len(set(modes.values())) == 2
+        for score in ('joint', 'local'): single_step(model, rand(2, 1, 4, 4), .5, score)
+        model.register_forward_hook(lambda *_: 1/0)
+        with pytest.raises(ZeroDivisionError): single_step(model, rand(2, 1, 4, 4), .5)
+        assert inside == [False]*3 and {m: m.training for m in model.modules()} == modes
+
+@pytest.mark.parametrize('model, label', [(tiny(), None), (tiny(3, n_classes=3), torch.tensor([0, 2]))], ids=['grey', 'colour, labels'])
+def test_the_score_has_one_name_and_one_value(model, label):
+    x, dist = 0.5*rand(2, model.channels, 4, 4), model.dist(label=label)
+    y = x.clone().requires_grad_()
+    want, = torch.autograd.grad(model.log_prob(y, label=label).sum(), y)
+    for got in (dist.score(x), score(dist, x), score(dist, x, 'joint'), joint_score(dist, x)): assert torch.equal(got, want)
+    assert torch.equal(score(dist, x, 'local'), local_score(dist, x)) and (local_score(dist, x) - want).abs().max() > 1e-6
+    if label is None: assert torch.equal(score(model, x), want) and torch.equal(score(model, x, 'local'), local_score(dist, x))
+
+def test_labels_of_the_step():
+    model, x = tiny(n_classes=3), 0.5*rand(2, 1, 4, 4)
+    each = single_step(model, x, .5, label=torch.tensor([1, 1]))
+    for one in (1, torch.tensor(1), torch.tensor([1]), [1, 1]): assert_close(single_step(model, x, .5, label=one), each, rtol=1e-12, atol=1e-12)
+    assert ((single_step(model, x, .5, label=torch.tensor([1, 2])) - each).abs().flatten(1).amax(1) > 1e-9).tolist() == [False, True]
+    with pytest.raises(ValueError, match='label must be given'): single_step(model, x, .5)
+    with pytest.raises(ValueError, match='label must be None'): single_step(tiny(), x, .5, label=1)
+    with pytest.raises(ValueError, match=r'label must be one or \(2,\) of them, got 3'): single_step(model, x, .5, label=[0, 1, 2])
+    with pytest.raises(ValueError, match=r'label must lie in \[0, 2\], found 0 to 3'): single_step(model, x, .5, label=[0, 3])
+
+def test_a_number_is_as_exact_as_a_float64_tensor():
+    "0.3 is not a float32: rounded to one, it would be 1e-8 off"
+    told, plain, data, x = tiny(sigma_range=(.1, 1.)), tiny(), SmoothedDataset(rand(5, 1, 4, 4), .3), 0.5*rand(2, 1, 4, 4)
+    for s in (.3, 1/3, .7):
+        exact = torch.tensor(s, dtype=torch.float64)
+        for model in (told, plain, data): assert torch.equal(single_step(model, x, s), single_step(model, x, exact))
+        assert torch.equal(told.log_prob(x, sigma=s), told.log_prob(x, sigma=exact)) and torch.equal(told(x, sigma=s), told(x, sigma=exact))
+        assert not torch.equal(told.log_prob(x, sigma=s), told.log_prob(x, sigma=exact.float()))
+        assert (single_step(plain, x, s) - single_step(plain, x, exact.float())).abs().max() > 1e-12
+
 def test_it_works_in_inference_mode():
     model, x = tiny(), rand(2, 1, 4, 4)
     with torch.inference_mode(): out = single_step(model, x + 0, 0.5)
@@ -185,13 +230,21 @@ def test_no_estimate_beats_the_posterior_mean():
 
 @pytest.mark.parametrize('sigma', [0, -1., math.nan, math.inf, None, '0.5'])
 def test_bad_sigma(sigma):
-    with pytest.raises(ValueError, match='sigma must be a finite number above 0'): single_step(tiny(), rand(1, 1, 4, 4), sigma)
-    with pytest.raises(ValueError, match='sigma'): SmoothedDataset(rand(2, 2), sigma)
+    with pytest.raises(ValueError, match=f'sigma must be a finite number above 0.*got {sigma!r}'): single_step(tiny(), rand(1, 1, 4, 4), sigma)
+    with pytest.raises(ValueError, match=f'sigma must be a number above 0, got {sigma!r}'): SmoothedDataset(rand(2, 2), sigma)
+
+def test_a_data_set_has_one_level():
+    with pytest.raises(ValueError, match=r'sigma must be a number above 0, got tensor\(0.5'): SmoothedDataset(rand(2, 2), torch.tensor(.5))
 
 @pytest.mark.parametrize('score', ['', 'Joint', None, 1])
 def test_bad_score(score):
-    with pytest.raises(ValueError, match="score must be 'joint' or 'local', got"): single_step(tiny(), rand(1, 1, 4, 4), 0.5, score)
-    with pytest.raises(ValueError, match="score must be 'joint' or 'local', got"): SmoothedDataset(rand(2, 2), 0.5).denoise(rand(1, 2), score)
+    says = rf"score must be one of \['joint', 'local'\], got {score!r}"
+    with pytest.raises(ValueError, match=says): single_step(tiny(), rand(1, 1, 4, 4), 0.5, score)
+    with pytest.raises(ValueError, match=says): SmoothedDataset(rand(2, 2), 0.5).denoise(rand(1, 2), score)
+    with pytest.raises(ValueError, match=says): SCORE_OF(tiny(), rand(1, 1, 4, 4), score)
+
+def test_a_misspelt_score():
+    with pytest.raises(ValueError, match="did you mean 'joint'"): single_step(tiny(), rand(1, 1, 4, 4), 0.5, 'joints')
 
 @pytest.mark.parametrize('score', ['joint', 'local'])
 @pytest.mark.parametrize('x, error', [
@@ -201,7 +254,7 @@ def test_bad_score(score):
     (rand(1, 1, 4, 4)*math.nan, 'x_noisy holds NaN or infinite'),
     (rand(1, 1, 4, 4)/0, 'x_noisy holds NaN or infinite'),
     (torch.zeros(1, 1, 4, 4, dtype=torch.int64), 'x_noisy must be a float tensor'),
-    (None, 'x_noisy must be a float tensor')])
+    (None, 'x_noisy must be a float tensor, got NoneType')])
 def test_bad_x_noisy(x, error, score):
     with pytest.raises((ValueError, TypeError), match=error): single_step(tiny(), x, 0.5, score)
 
@@ -210,8 +263,9 @@ def test_bad_models():
     with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
 
 def test_bad_data_sets():
-    for x in (rand(0, 2), torch.zeros(2, 2, dtype=torch.int64), rand(3), [[1., 2.]]):
-        with pytest.raises(ValueError, match='x must be a float tensor'): SmoothedDataset(x, 0.5)
+    for x, says in ((rand(0, 2), r'x must hold at least one point \(N, ...\), got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),
+                    (torch.zeros(2, 2, dtype=torch.int64), 'x must be a float tensor, got torch.int64'), ([[1., 2.]], 'x must be a float tensor, got list')):
+        with pytest.raises((ValueError, TypeError), match=says): SmoothedDataset(x, 0.5)
     with pytest.raises(ValueError, match='x holds NaN'): SmoothedDataset(rand(2, 2)*math.nan, 0.5)
     for at, error in ((rand(1, 3), r'x_noisy must be \(B, 2\)'), (rand(2), 'x_noisy must be'), (rand(1, 2)*math.nan, 'x_noisy holds NaN')):
         for call in (lambda e: e.log_prob(at), lambda e: e.denoise(at), lambda e: e.denoise(at, 'local')):

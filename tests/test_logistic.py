@@ -230,18 +230,18 @@ def test_samples_pass_a_ks_test_and_a_wrong_model_fails_it(channels):
     p = randn(1, n_params(channels, 3), 1, 1, seed=12).expand(-1, -1, 1, 40_000)
     u = rand(1, channels+1, 1, 40_000, seed=13)
     m = LogisticMixture(p, channels)
-    for x in (m.sample(u), m.icdf(u[:, 1:])):
+    for x in (m.from_uniforms(u), m.icdf(u[:, 1:])):
         for c in range(channels): assert stats.kstest(m.cdf(x)[0, c, 0].numpy(), 'uniform').pvalue > 1e-3
     worse = p.clone(); worse[:, 3:6] += .2
-    assert stats.kstest(LogisticMixture(worse, channels).cdf(m.sample(u))[0, 0, 0].numpy(), 'uniform').pvalue < 1e-6
-    assert (m.mean[..., 0] - m.sample(u).mean(-1)).abs().max() < .1
+    assert stats.kstest(LogisticMixture(worse, channels).cdf(m.from_uniforms(u))[0, 0, 0].numpy(), 'uniform').pvalue < 1e-6
+    assert (m.mean[..., 0] - m.from_uniforms(u).mean(-1)).abs().max() < .1
 
 def test_discretized_colour_samples_have_the_right_frequencies():
     "Counts of all 512 colours of an 8-level mixture; rounding to 8 levels takes the place of `quantize`"
     class Settled(EightLevels):
         def _to_support(self, x): return ((x.clamp(-1, 1) + 1)*3.5).round()/3.5 - 1
     p, n = randn(1, 20, 1, 1, seed=14), 60_000
-    x = Settled(p.expand(-1, -1, 1, n), 3).sample(rand(1, 4, 1, n, seed=15))
+    x = Settled(p.expand(-1, -1, 1, n), 3).from_uniforms(rand(1, 4, 1, n, seed=15))
     y = Settled(p.expand(-1, -1, 1, n), 3).icdf(rand(1, 3, 1, n, seed=16))
     colours = torch.cartesian_prod(*[torch.arange(8, dtype=f64)*2/7 - 1]*3).T.reshape(1, 3, 1, 512)
     want = n*EightLevels(p.expand(-1, -1, 1, 512), 3).log_prob(colours).exp().flatten()
@@ -252,17 +252,39 @@ def test_discretized_colour_samples_have_the_right_frequencies():
         assert stats.chi2.sf(((counts - want)**2/want)[often].sum().item(), int(often.sum())) > 1e-3
 
 @BOTH
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_sample_is_drawn_from_uniforms(cls, channels):
+    "The same generator, the same sample; shape and type of the params; without a generator torch's own seed counts"
+    p, g = randn(2, n_params(channels, 2), 3, 4), lambda seed=0: torch.Generator().manual_seed(seed)
+    for dtype in (torch.float32, f64):
+        m = cls(p.to(dtype), channels)
+        x = m.sample(generator=g())
+        assert x.shape == m.shape and x.dtype == dtype
+        assert torch.equal(x, m.from_uniforms(torch.rand(2, channels+1, 3, 4, dtype=dtype, generator=g())))
+        assert torch.equal(x, m.sample(generator=g())) and not torch.equal(x, m.sample(generator=g(1)))
+        torch.manual_seed(7); a = m.sample()
+        torch.manual_seed(7); assert torch.equal(a, m.sample()) and not torch.equal(a, m.sample())
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_what_sample_draws_passes_a_ks_test(channels):
+    p = randn(1, n_params(channels, 3), 1, 1, seed=12).expand(-1, -1, 1, 20_000)
+    m = LogisticMixture(p, channels)
+    x = m.sample(generator=torch.Generator().manual_seed(3))
+    for c in range(channels): assert stats.kstest(m.cdf(x)[0, c, 0].numpy(), 'uniform').pvalue > 1e-3
+    assert stats.kstest(LogisticMixture(p + .2, channels).cdf(x)[0, 0, 0].numpy(), 'uniform').pvalue < 1e-6
+
+@BOTH
 def test_same_uniforms_same_sample(cls):
     m, u = cls(randn(2, 20, 3, 3), 3), rand(2, 4, 3, 3)
-    assert torch.equal(m.sample(u), m.sample(u.clone())) and not torch.equal(m.sample(u), m.sample(1 - u))
-    for ends in (torch.zeros_like(u), torch.ones_like(u)): assert torch.isfinite(m.sample(ends)).all()
-    if cls is DiscretizedLogisticMixture: assert_close(m.sample(u), quantize(m.sample(u)), rtol=0, atol=1e-15)
+    assert torch.equal(m.from_uniforms(u), m.from_uniforms(u.clone())) and not torch.equal(m.from_uniforms(u), m.from_uniforms(1 - u))
+    for ends in (torch.zeros_like(u), torch.ones_like(u)): assert torch.isfinite(m.from_uniforms(ends)).all()
+    if cls is DiscretizedLogisticMixture: assert_close(m.from_uniforms(u), quantize(m.from_uniforms(u)), rtol=0, atol=1e-15)
 
 def test_pixels_and_images_are_independent():
     p, x, u = randn(3, 30, 4, 5), randn(3, 3, 4, 5, seed=1), rand(3, 4, 4, 5)
     m, part = LogisticMixture(p, 3), LogisticMixture(p[1:2, :, 2:3, 4:], 3)
     assert_close(m.log_prob(x)[1:2, 2:3, 4:], part.log_prob(x[1:2, :, 2:3, 4:]))
-    assert_close(m.sample(u)[1:2, :, 2:3, 4:], part.sample(u[1:2, :, 2:3, 4:]))
+    assert_close(m.from_uniforms(u)[1:2, :, 2:3, 4:], part.from_uniforms(u[1:2, :, 2:3, 4:]))
 
 def test_quantize():
     assert_close(quantize(LEVELS), LEVELS, rtol=0, atol=0)
@@ -270,8 +292,8 @@ def test_quantize():
     assert quantize(torch.tensor([-7., 7.])).tolist() == [-1, 1]
 
 @pytest.mark.parametrize('call,words', [
-    (lambda: n_params(2, 5), 'channels must be 1 or 3, got 2'),
-    (lambda: n_params(1, 0), 'n_mix must be at least 1, got 0'),
+    (lambda: n_params(2, 5), r'channels must be one of \[1, 3\], got 2'),
+    (lambda: n_params(1, 0), 'n_mix must be a whole number of at least 1, got 0'),
     (lambda: LogisticMixture(torch.zeros(1, 7, 2, 2)), r'params must be \(B, 3\*n_mix, H, W\) for channels=1, got \(1, 7, 2, 2\)'),
     (lambda: LogisticMixture(torch.zeros(1, 9, 2, 2), 3), r'params must be \(B, 10\*n_mix, H, W\) for channels=3'),
     (lambda: LogisticMixture(torch.zeros(1, 0, 2, 2)), r'got \(1, 0, 2, 2\)'),
@@ -281,7 +303,7 @@ def test_quantize():
     (lambda: LogisticMixture(torch.zeros(1, 6, 2, 2)).icdf(torch.zeros(1, 2, 2, 2)), 'u must be'),
     (lambda: LogisticMixture(torch.zeros(1, 6, 2, 2)).icdf(torch.full((1, 1, 2, 2), 1.5)), r'u must lie in \[0, 1\], found 1.5'),
     (lambda: LogisticMixture(torch.zeros(1, 6, 2, 2)).icdf(torch.full((1, 1, 2, 2), torch.nan)), r'u must lie in \[0, 1\]'),
-    (lambda: LogisticMixture(torch.zeros(1, 6, 2, 2)).sample(torch.zeros(1, 1, 2, 2)), r'uniforms must be \(1, 2, 2, 2\), got \(1, 1, 2, 2\)'),
+    (lambda: LogisticMixture(torch.zeros(1, 6, 2, 2)).from_uniforms(torch.zeros(1, 1, 2, 2)), r'uniforms must be \(1, 2, 2, 2\), got \(1, 1, 2, 2\)'),
 ])
 def test_errors_name_the_argument(call, words):
     with pytest.raises(ValueError, match=words): call()
@@ -310,9 +332,9 @@ KINDS = [(LogisticMixture, 1), (LogisticMixture, 3), (DiscretizedLogisticMixture
 @pytest.mark.parametrize('kind, channels', KINDS)
 def test_icdf_transform_is_the_quantile(kind, channels):
     mix, u = random_mixture(kind, channels)
-    x = mix.sample(u, 'icdf')
+    x = mix.from_uniforms(u, 'icdf')
     assert torch.equal(x, mix.icdf(u[:, 1:]))
-    assert torch.equal(x, mix.sample(torch.cat([1 - u[:, :1], u[:, 1:]], 1), 'icdf'))    # the first uniform has no say
+    assert torch.equal(x, mix.from_uniforms(torch.cat([1 - u[:, :1], u[:, 1:]], 1), 'icdf'))    # the first uniform has no say
     if kind is LogisticMixture: assert_close(mix.cdf(x), u[:, 1:], rtol=0, atol=1e-12)
 
 @pytest.mark.parametrize('sharp', [-7., -4., -1.])
@@ -337,7 +359,7 @@ def test_icdf_is_monotone_and_continuous_in_the_parameters():
     lower = mix.icdf(u[:, 1:]*.999)
     assert (mix.icdf(u[:, 1:]) >= lower - 1e-14).all()
     T = [1 + 1e-6*k for k in range(3)]
-    steps = torch.stack([mix.tempered(t).sample(u, 'icdf') for t in T]).diff(dim=0).abs()
+    steps = torch.stack([mix.tempered(t).from_uniforms(u, 'icdf') for t in T]).diff(dim=0).abs()
     assert steps.max() < 1e-3 and steps.max() > 0
 
 @pytest.mark.parametrize('kind, channels', KINDS)
@@ -350,13 +372,13 @@ def test_tempered_weights_and_scales(kind, channels, temperature):
     assert_close(new.logits.exp(), weights/weights.sum(1, keepdim=True))
     assert_close(new.log_scales.exp(), mix.log_scales.exp()*temperature)
     assert torch.equal(new.means, mix.means)
-    if temperature == 1: assert torch.equal(mix.sample(u), new.sample(u))
-    if kind is LogisticMixture and channels == 1: assert stats.kstest(new.cdf(new.sample(u)).flatten(), 'uniform').pvalue > 1e-3
+    if temperature == 1: assert torch.equal(mix.from_uniforms(u), new.from_uniforms(u))
+    if kind is LogisticMixture and channels == 1: assert stats.kstest(new.cdf(new.from_uniforms(u)).flatten(), 'uniform').pvalue > 1e-3
 
 @pytest.mark.parametrize('bad', [0, -1., math.inf, math.nan])
 def test_bad_temperatures(bad):
-    with pytest.raises(ValueError, match='temperature must be a positive number'): random_mixture(LogisticMixture, 1)[0].tempered(bad)
+    with pytest.raises(ValueError, match=f'temperature must be a number above 0, got {bad}'): random_mixture(LogisticMixture, 1)[0].tempered(bad)
 
 def test_unknown_transform():
     mix, u = random_mixture(LogisticMixture, 1)
-    with pytest.raises(ValueError, match=r"transform must be one of \['choice', 'icdf'\], got 'magic'"): mix.sample(u, 'magic')
+    with pytest.raises(ValueError, match=r"transform must be one of \['choice', 'icdf'\], got 'magic'"): mix.from_uniforms(u, 'magic')

@@ -1,5 +1,6 @@
 """SmoothedModel: the same uniforms give the same samples, saving loses nothing, bounds are bounds, and misuse says what is wrong."""
 import json
+import math
 import os
 import pickletools
 import shutil
@@ -85,27 +86,27 @@ def test_more_draws_tighten_the_bound():
     "On average over many points; all below the integral, which a fine grid gives in two dimensions"
     sm = made(kernel=GaussianKernel(0.4))
     x = torch.randn(60, 1, 1, 2)
-    elbo, iwae = (sm.bound(x, k, torch.Generator().manual_seed(0)).mean() for k in (1, 50))
+    elbo, iwae = sm.elbo(x, generator=torch.Generator().manual_seed(0)).mean(), sm.iwae(x, 50, torch.Generator().manual_seed(0)).mean()
     axis = torch.linspace(-12, 12, 400)
     grid = torch.cartesian_prod(axis, axis)[:, None, None]
     with torch.no_grad():
         log_p = sm.smooth.log_prob(grid)
         exact = torch.stack([(log_p + sm.reverse.log_prob(p.expand_as(grid), grid)).logsumexp(0) for p in x[:6, None]]) + 2*(axis[1]-axis[0]).log()
     assert elbo < iwae
-    assert sm.bound(x[:6], 2000, torch.Generator().manual_seed(0)).mean() < exact.mean() + 0.1
-    assert sm.bound(x[:6], 1, torch.Generator().manual_seed(0)).mean() < exact.mean()
+    assert sm.iwae(x[:6], 2000, torch.Generator().manual_seed(0)).mean() < exact.mean() + 0.1
+    assert sm.elbo(x[:6], generator=torch.Generator().manual_seed(0)).mean() < exact.mean()
 
 BAD = {
-    'unknown way back': (lambda: made().sample(2, denoise='magic'), "denoise must be 'two_step', 'single_step' or None, got 'magic'"),
+    'unknown way back': (lambda: made().sample(2, denoise='magic'), r"denoise must be one of \['two_step', 'single_step', None\], got 'magic'"),
     'no reverse model': (lambda: SmoothedModel(MADE()).sample(2), 'needs a reverse model'),
     'step with other noise': (lambda: made(kernel=UniformKernel(.2)).sample(2, denoise='single_step'), 'Gaussian noise alone'),
-    'other sigma': (lambda: made().sample(2, sigma=.3), 'sigma must be 0.5'),
+    'other sigma': (lambda: made().sample(2, sigma=.3), 'sigma must be 0.5, the only level of this model, got 0.3'),
     'how many': (lambda: made().sample(), 'n or uniforms'),
     'unconditional reverse': (lambda: SmoothedModel(MADE(), MADE()), 'reverse must be conditional'),
-    'other size': (lambda: SmoothedModel(MADE(), MADE((1, 3), context_channels=1)), 'size of smooth'),
-    'no draws': (lambda: made().bound(torch.zeros(1, 1, 1, 2), 0), 'k must be at least 1, got 0'),
-    'wrong size': (lambda: made().bound(torch.zeros(1, 1, 1, 3)), 'must be'),
-    'not a number': (lambda: made().denoise(torch.full((1, 1, 1, 2), torch.nan), 'single_step'), 'NaN'),
+    'other size': (lambda: SmoothedModel(MADE(), MADE((1, 3), context_channels=1)), r'reverse must be conditional and draw images \(1, 1, 2\) like smooth, got \(1, 1, 3\)'),
+    'no draws': (lambda: made().iwae(torch.zeros(1, 1, 1, 2), 0), 'k must be a whole number of at least 1, got 0'),
+    'wrong size': (lambda: made().elbo(torch.zeros(1, 1, 1, 3)), r'must be \(\w, 1, 1, 2\), got \(1, 1, 1, 3\)'),
+    'not a number': (lambda: made().denoise(torch.full((1, 1, 1, 2), torch.nan), 'single_step'), 'x_noisy holds NaN'),
     'method': (lambda: made().sample(2, method='magic'), 'method must be one of'),
 }
 @pytest.mark.parametrize('call, says', BAD.values(), ids=BAD)
@@ -127,7 +128,7 @@ def test_the_box():
     x_noisy = sm.kernel.sample(x, torch.Generator().manual_seed(0))
     error = {score: (single_step(sm.smooth, x_noisy, 0.5, score) - x).square().mean() for score in ('joint', 'local')}
     assert error['joint'] < error['local'] < 0.3*(x_noisy - x).square().mean()
-    bits = -sm.bound(x)/784/torch.tensor(2.).log()
+    bits = -sm.elbo(x)/784/torch.tensor(2.).log()
     assert 0.5 < bits.mean() < 2
 
 SIZE = 8, 8
@@ -159,7 +160,7 @@ def test_knobs_reach_both_networks():
     plain, cool = sm.sample(uniforms=u), sm.sample(uniforms=u, temperature=.3, transform='icdf')
     assert (plain != cool).any()
     assert_close(sm.sample(uniforms=u, method='naive'), plain)
-    with pytest.raises(ValueError, match='temperature must be a positive number'): sm.sample(2, temperature=0)
+    with pytest.raises(ValueError, match='temperature must be a number above 0, got 0'): sm.sample(2, temperature=0)
     with pytest.raises(ValueError, match='two_step'): SmoothedModel(sm.smooth).complete(torch.zeros(1, 1, *SIZE), torch.zeros(*SIZE, dtype=torch.bool))
 
 # noise levels
@@ -185,9 +186,9 @@ def test_the_default_level_is_the_kernels():
     sm, x, mask = levels().double(), torch.rand(3, 1, 4, 4, dtype=torch.float64)*2 - 1, torch.eye(4).bool()
     u, seed = sm.uniforms(3, torch.Generator().manual_seed(0)), lambda: torch.Generator().manual_seed(1)
     for call in (lambda **kw: sm.sample(uniforms=u, **kw), lambda **kw: sm.denoise(x, uniforms=u[1], **kw), lambda **kw: sm.denoise(x, 'single_step', **kw),
-                 lambda **kw: sm.complete(x, mask, u, seed(), **kw), lambda **kw: sm.bound(x, 2, seed(), **kw)):
+                 lambda **kw: sm.complete(x, mask, u, seed(), **kw), lambda **kw: sm.iwae(x, 2, seed(), **kw)):
         assert torch.equal(call(), call(sigma=.3)) and not torch.equal(call(), call(sigma=.31))
-    assert sm.level() == .3 and sm.level(.5) == .5 and sm.level(EACH) is EACH
+    assert sm.check_sigma() == .3 and sm.check_sigma(.5) == .5 and sm.check_sigma(EACH) is EACH
 
 @pytest.mark.parametrize('kernel', [GaussianKernel, LaplaceKernel])
 def test_bound_and_completion_at_a_level_by_hand(kernel):
@@ -196,25 +197,39 @@ def test_bound_and_completion_at_a_level_by_hand(kernel):
     for _ in range(3):
         x_noisy = kernel(s).sample(x, gen)
         with torch.no_grad(): terms.append(sm.smooth.log_prob(x_noisy, sigma=s) + sm.reverse.log_prob(x, x_noisy, sigma=s) - kernel(s).log_prob(x_noisy, x))
-    assert_close(sm.bound(x, 3, torch.Generator().manual_seed(1), sigma=s), torch.stack(terms).exp().mean(0).log(), rtol=1e-9, atol=1e-9)
+    assert_close(sm.iwae(x, 3, torch.Generator().manual_seed(1), sigma=s), torch.stack(terms).exp().mean(0).log(), rtol=1e-9, atol=1e-9)
     mask, u = torch.rand(4, 4) < .5, sm.uniforms(2, torch.Generator().manual_seed(2))
     x_noisy = sm.smooth.sample(uniforms=u[0], known=kernel(s).sample(x, torch.Generator().manual_seed(3)), mask=mask, sigma=s)
     by_hand = sm.reverse.sample(context=x_noisy, uniforms=u[1], known=x, mask=mask, sigma=s)
     assert torch.equal(sm.complete(x, mask, u, torch.Generator().manual_seed(3), sigma=s), by_hand) and torch.equal(by_hand[..., mask], x[..., mask])
 
-ZEROS, OUTSIDE, ONE = torch.zeros(2, 1, 4, 4), r'sigma must lie in \[0.1, 0.8\], got ', 'sigma must be 0.3, the one level this model was trained at, got '
+ZEROS, OUTSIDE = torch.zeros(2, 1, 4, 4), r'sigma must (lie in \[0.1, 0.8\]|be a finite number above 0.*), got '
+ONE = 'sigma must be (0.3, the only level of this model|a finite number above 0.*), got '
 CALLS = {'sample': lambda sm, s: sm.sample(2, sigma=s), 'smoothed': lambda sm, s: sm.sample(2, denoise=None, sigma=s), 'step': lambda sm, s: sm.denoise(ZEROS, 'single_step', sigma=s), 'nothing': lambda sm, s: sm.denoise(ZEROS, None, sigma=s),
-         'denoise': lambda sm, s: sm.denoise(ZEROS, sigma=s), 'complete': lambda sm, s: sm.complete(ZEROS, torch.eye(4).bool(), sigma=s), 'bound': lambda sm, s: sm.bound(ZEROS, sigma=s), 'level': lambda sm, s: sm.level(s)}
+         'denoise': lambda sm, s: sm.denoise(ZEROS, sigma=s), 'complete': lambda sm, s: sm.complete(ZEROS, torch.eye(4).bool(), sigma=s), 'elbo': lambda sm, s: sm.elbo(ZEROS, sigma=s), 'iwae': lambda sm, s: sm.iwae(ZEROS, 2, sigma=s), 'check_sigma': lambda sm, s: sm.check_sigma(s)}
 @pytest.mark.parametrize('call', CALLS)
 def test_other_levels_are_refused(call):
     told = levels()
-    for s in (.05, .81, -.3, 0, float('nan'), torch.tensor([.3, .9]), torch.tensor([float('nan'), .3])):
-        with pytest.raises(ValueError, match=OUTSIDE): CALLS[call](told, s)
+    for s, got in ((.05, .05), (.81, .81), (-.3, -.3), (0, 0), (float('nan'), 'nan'), (torch.tensor([.3, .875]), 0.875), (torch.tensor([float('nan'), .3]), 'nan')):
+        with pytest.raises(ValueError, match=f'{OUTSIDE}{got}'): CALLS[call](told, s)
     net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2)
     single = SmoothedModel(PixelCNNpp(**net), StackedPixelCNNpp(**net), GaussianKernel(.3)).eval()
-    for s in (.31, .29, -.3, float('nan'), torch.tensor([.3, .4])):
-        with pytest.raises(ValueError, match=ONE): CALLS[call](single, s)
+    for s, got in ((.31, 0.31), (.29, 0.29), (-.3, -.3), (float('nan'), 'nan'), (torch.tensor([.3, .375]), 0.375)):
+        with pytest.raises(ValueError, match=f'{ONE}{got}'): CALLS[call](single, s)
     CALLS[call](single, .3)
+
+@pytest.mark.parametrize('call', ['complete', 'elbo', 'iwae'])
+def test_the_way_round_has_one_level(call):
+    "It needs a kernel, and a kernel has one"
+    for s in (EACH[:2], torch.tensor(.3)):
+        with pytest.raises(ValueError, match=r'sigma must be a number above 0, got tensor'): CALLS[call](levels(), s)
+
+def test_a_number_is_as_exact_as_a_float64_tensor():
+    "0.6 is not a float32"
+    sm, x, x_noisy, s = levels().double(), ZEROS.double(), torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.tensor(.6, dtype=torch.float64)
+    u = sm.uniforms(2, torch.Generator().manual_seed(0))
+    for call in (lambda s: sm.sample(uniforms=u, sigma=s), lambda s: sm.denoise(x_noisy, uniforms=u[1], sigma=s), lambda s: sm.denoise(x_noisy, 'single_step', sigma=s)):
+        assert torch.equal(call(.6), call(s)) and torch.equal(call(.6), call(s.expand(2))) and not torch.equal(call(.6), call(s.float()))
 
 def test_a_single_level_takes_its_own_level_in_any_form():
     sm = pixels()
@@ -235,7 +250,7 @@ def test_levels_and_raw_come_back(tmp_path):
     sm = with_raw()
     sm.save_pretrained(tmp_path)
     back = SmoothedModel.from_pretrained(tmp_path)
-    assert back.smooth.sigma_range == back.reverse.sigma_range == (.1, .8) and back.raw.sigma_range is None and 'sigmas=(0.1, 0.8)' in repr(back) and back.kernel == LaplaceKernel(.2)
+    assert back.smooth.sigma_range == back.reverse.sigma_range == (.1, .8) and back.raw.sigma_range is None and 'sigma_range=(0.1, 0.8)' in repr(back) and back.kernel == LaplaceKernel(.2)
     assert type(back.raw) is PixelCNNpp and (back.raw.head, back.raw.n_mix, back.raw.training) == ('discretized', 3, False) and torch.equal(back.raw(ZEROS), sm.raw(ZEROS))
     u = sm.uniforms(3, torch.Generator().manual_seed(0))
     assert torch.equal(back.sample(uniforms=u, sigma=EACH), sm.sample(uniforms=u, sigma=EACH))
@@ -368,3 +383,80 @@ def test_publishing_takes_the_name_of_the_folder(tmp_path, monkeypatch):
     filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True)
     filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True, repo_id='me/other')
     assert calls == ['my-digits', 'me/other']
+
+# labels, generators, what is not known
+
+def labelled(smooth, reverse, way='stacked'):
+    "Networks made for so many labels, 0 for none"
+    torch.manual_seed(0)
+    net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2, dropout=0.)
+    back = StackedPixelCNNpp(**net, n_classes=reverse) if way == 'stacked' else PixelCNNpp(**net, context_channels=1, n_classes=reverse)
+    return SmoothedModel(PixelCNNpp(**net, n_classes=smooth), back, GaussianKernel(.3)).double().eval()
+
+def seeded(seed=0): return torch.Generator().manual_seed(seed)
+
+@pytest.mark.parametrize('way', ['stacked', 'encoder'])
+@pytest.mark.parametrize('smooth, reverse', [(3, 3), (3, 0), (0, 3)])
+def test_labels_reach_the_networks_made_for_them(smooth, reverse, way):
+    "By hand, network by network; and another label is another result just where one of them hears it"
+    sm, x, mask, each = labelled(smooth, reverse, way), torch.rand(2, 1, 4, 4, dtype=torch.float64)*2 - 1, torch.eye(4).bool(), torch.tensor([2, 0])
+    u, s = sm.uniforms(2, seeded()), .3
+    one, two = (dict(label=each) if n else {} for n in (smooth, reverse))
+    x_noisy = sm.smooth.sample(uniforms=u[0], **one)
+    clean, step = sm.reverse.sample(context=x_noisy, uniforms=u[1], **two), single_step(sm.smooth, x_noisy, s, **one)
+    known = sm.smooth.sample(uniforms=u[0], known=sm.kernel.sample(x, seeded(1)), mask=mask, **one)
+    gen, terms = seeded(2), []
+    for _ in range(3):
+        z = sm.kernel.sample(x, gen)
+        with torch.no_grad(): terms.append(sm.smooth.log_prob(z, **one) + sm.reverse.log_prob(x, z, **two) - sm.kernel.log_prob(z, x))
+    calls = {'smoothed': (lambda k: sm.sample(uniforms=u, denoise=None, label=k), x_noisy, smooth), 'sample': (lambda k: sm.sample(uniforms=u, label=k), clean, 1),
+             'sample, step': (lambda k: sm.sample(uniforms=u, denoise='single_step', label=k), step, smooth), 'denoise': (lambda k: sm.denoise(x_noisy, uniforms=u[1], label=k), clean, reverse),
+             'step': (lambda k: sm.denoise(x_noisy, 'single_step', label=k), step, smooth), 'elbo': (lambda k: sm.elbo(x, generator=seeded(2), label=k), terms[0], 1),
+             'complete': (lambda k: sm.complete(x, mask, u, seeded(1), label=k), sm.reverse.sample(context=known, uniforms=u[1], known=x, mask=mask, **two), 1),
+             'iwae': (lambda k: sm.iwae(x, 3, seeded(2), label=k), torch.stack(terms).logsumexp(0) - math.log(3), 1)}
+    for name, (call, want, heard) in calls.items():
+        assert_close(call(each), want, rtol=1e-12, atol=1e-12, msg=name)
+        assert (not torch.equal(call(torch.tensor([2, 1]))[1], want[1])) == bool(heard), name
+        assert_close(call(torch.tensor([2, 1]))[0], want[0], rtol=1e-12, atol=1e-12, msg=name)
+        for form in (2, torch.tensor(2)): assert_close(call(form), call(torch.tensor([2, 2])), rtol=1e-9, atol=1e-9, msg=name)
+        if heard:
+            for bad, says in ((3, r'label must lie in \[0, 2\], found 3 to 3'), (torch.tensor([0, 1, 2]), r'label must be one or \(2,\) of them, got 3'), (torch.tensor([0., 1.]), 'whole number .*float32')):
+                with pytest.raises(ValueError, match=says): call(bad)
+            with pytest.raises(ValueError, match='label must be given'): call(None)
+
+CALLS_WITH_LABEL = {'sample': lambda sm: sm.sample(2, label=1), 'smoothed': lambda sm: sm.sample(2, denoise=None, label=1), 'denoise': lambda sm: sm.denoise(ZEROS.double(), label=1),
+                    'step': lambda sm: sm.denoise(ZEROS.double(), 'single_step', label=1), 'complete': lambda sm: sm.complete(ZEROS.double(), torch.eye(4).bool(), label=1),
+                    'elbo': lambda sm: sm.elbo(ZEROS.double(), label=1), 'iwae': lambda sm: sm.iwae(ZEROS.double(), 2, label=1)}
+@pytest.mark.parametrize('call', CALLS_WITH_LABEL)
+def test_a_label_that_nobody_hears_is_refused(call):
+    sm = labelled(0, 0)
+    sm.raw = labelled(3, 0).smooth      # it is there to compare with, and takes no part
+    with pytest.raises(ValueError, match='label must be None: neither smooth nor reverse is made for labels, got 1'): CALLS_WITH_LABEL[call](sm)
+
+def test_generators_make_it_repeatable():
+    sm, x, mask = levels().double(), torch.rand(2, 1, 4, 4, dtype=torch.float64)*2 - 1, torch.eye(4).bool()
+    for call in (lambda g: sm.sample(2, generator=g), lambda g: sm.sample(2, 'single_step', generator=g), lambda g: sm.denoise(x, generator=g), lambda g: sm.complete(x, mask, generator=g),
+                 lambda g: sm.elbo(x, generator=g), lambda g: sm.iwae(x, 3, g)):
+        assert torch.equal(call(seeded()), call(seeded())) and not torch.equal(call(seeded()), call(seeded(1)))
+    assert torch.equal(sm.denoise(x, generator=seeded()), sm.denoise(x, uniforms=sm.reverse.uniforms(2, seeded())))
+    gen = seeded(); u = sm.uniforms(2, gen)
+    assert torch.equal(sm.complete(x, mask, generator=seeded()), sm.complete(x, mask, u, gen))      # uniforms first, then the noise
+    assert torch.equal(sm.elbo(x, generator=seeded()), sm.iwae(x, 1, seeded()))
+
+@pytest.mark.parametrize('make', [pixels, stacked])
+def test_what_is_not_known_may_be_anything(make):
+    sm, x, mask = make(), torch.rand(3, 1, *SIZE)*2 - 1, torch.rand(3, 1, *SIZE) < .5
+    done = sm.complete(x, mask, generator=seeded())
+    for hole in (torch.nan, torch.inf, 99.):
+        other = torch.where(mask, x, hole)
+        assert torch.equal(sm.complete(other, mask, generator=seeded()), done) and done.isfinite().all()
+    bad = torch.where(mask, torch.nan, x)
+    with pytest.raises(ValueError, match='known holds NaN'): sm.complete(bad, mask, generator=seeded())
+
+def test_the_step_leaves_the_modes_alone():
+    "A smooth network that is frozen while the rest trains, and a part of it that is not"
+    sm, x = levels().double().train(), torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    sm.smooth.eval(); sm.smooth.up[0].train(); sm.reverse.net.down.eval()
+    modes = {m: m.training for m in sm.modules()}
+    sm.denoise(x, 'single_step'), sm.denoise(x), sm.sample(2), sm.sample(2, 'single_step')
+    assert {m: m.training for m in sm.modules()} == modes and len(set(modes.values())) == 2

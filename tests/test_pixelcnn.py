@@ -1,16 +1,19 @@
 "PixelCNN++ as a whole: causality, shortcuts, conditions, faults, and equality with a second implementation written from the paper"
-import copy, math
+import copy, json, math
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.func import grad, jacrev, jvp
 from torch.testing import assert_close
 from distsmooth.logistic import quantize
-from distsmooth.blocks import data_dependent_init
-from distsmooth.blocks import ContextEncoder, SigmaEmbedding
+from distsmooth.blocks import ContextEncoder, SigmaEmbedding, data_dependent_init
 from distsmooth.pixelcnn import Pair, PixelCNNpp, Streams
 from distsmooth.autoregressive import METHODS
+from distsmooth.conditional import StackedPixelCNNpp
+from distsmooth.masked import WeightNormConv2d
+from distsmooth.registry import plain
 
 torch.set_num_threads(1)
 f64 = torch.float64
@@ -98,7 +101,7 @@ def test_moving_one_pixel_moves_no_earlier_output(seed, pixel, channels, context
 def test_a_leak_is_found():
     "the probes above can fail"
     model = build(n_resnet=2)
-    model.down[2].horizontal[2].conv_out = weight_norm(nn.Conv2d(8, 8, 3, padding=1)).to(f64)
+    model.down[2].horizontal[2].conv_out = WeightNormConv2d(8, 8, 3, padding=1).to(f64)
     assert (jacobian(model, noise(1, 1, 8, 8)) > 0)[~before(64)].any()
 
 # a second implementation, written out from the published description: shift by adding and cutting rows and columns, two separate stacks
@@ -106,7 +109,7 @@ def test_a_leak_is_found():
 def by_the_paper(sd, x, n, context=None, cond=None):
     "PixelCNN++ as a function of the state dict `sd`"
     def weight(name):
-        g, v = sd[f'{name}.parametrizations.weight.original0'], sd[f'{name}.parametrizations.weight.original1']
+        g, v = sd[f'{name}.weight_g'], sd[f'{name}.weight_v']
         return g*v/v.square().sum((1, 2, 3), keepdim=True).sqrt(), sd[f'{name}.bias']
     def celu(x): return torch.cat([F.elu(x), F.elu(-x)], 1)
     def down(name, x, stride=1):
@@ -156,12 +159,12 @@ def by_the_paper(sd, x, n, context=None, cond=None):
     assert not us and not uls
     return F.conv2d(F.elu(ul), *weight('out'))
 
-def level_by_hand(sd, low, high, sigma):
+def sigma_by_hand(sd, low, high, sigma):
     "The vectors of noise levels `sigma` (B,), from the state dict"
     place = [(math.log(s) - math.log(low))/(math.log(high) - math.log(low)) for s in sigma.tolist()]
     code = torch.tensor([[math.cos(math.pi*k*p) for k in range(1, 9)] for p in place], dtype=f64)
-    h = code@sd['level.layers.0.weight'].T + sd['level.layers.0.bias']
-    return F.elu(h)@sd['level.layers.2.weight'].T + sd['level.layers.2.bias']
+    h = code@sd['sigma_embedding.layers.0.weight'].T + sd['sigma_embedding.layers.0.bias']
+    return F.elu(h)@sd['sigma_embedding.layers.2.weight'].T + sd['sigma_embedding.layers.2.bias']
 
 @pytest.mark.parametrize('channels,size,n_filters,n_resnet,config', [
     (1, (8, 8), 4, 1, {}), (3, (8, 12), 3, 2, {}), (1, (12, 4), 4, 3, {}), (1, (4, 4), 5, 1, dict(n_mix=3)),
@@ -175,14 +178,14 @@ def test_equals_an_implementation_from_the_paper(channels, size, n_filters, n_re
     label = torch.tensor([0, 1]) if model.n_classes else None
     context, cond = model.encoder(c) if c is not None else None, model.label(label) if label is not None else None
     sigma = torch.tensor([.9, .25], dtype=f64) if model.sigma_range else None
-    if model.sigma_range: cond = level_by_hand(model.state_dict(), *model.sigma_range, sigma) + (0 if cond is None else cond)
+    if model.sigma_range: cond = sigma_by_hand(model.state_dict(), *model.sigma_range, sigma) + (0 if cond is None else cond)
     assert_close(model(x, c, label, sigma), by_the_paper(model.state_dict(), x, n_resnet, context, cond), rtol=1e-9, atol=1e-9)
 
 # structure
 
 def test_state_dict_names_are_kept():
     "models that are stored somewhere depend on these names"
-    names = lambda model: {k.replace('.parametrizations.weight.original0', '').rsplit('.conv', 1)[0] for k in model.state_dict() if 'original0' in k}
+    names = lambda model: {k.removesuffix('.weight_g').removesuffix('.conv') for k in model.state_dict() if 'weight_g' in k}
     got = names(build())
     blocks = {f'{way}.{i}.{stream}.{k}' for way, n in (('up', (1, 1, 1)), ('down', (1, 2, 2))) for i in range(3) for stream in ('vertical', 'horizontal') for k in range(n[i])}
     skips = {f'{b}.skip' for b in blocks if not b.startswith('up') or 'horizontal' in b}
@@ -192,21 +195,50 @@ def test_state_dict_names_are_kept():
     both = build(context_channels=1, n_classes=2)
     encoder = {'encoder.init', 'encoder.shrink.0', 'encoder.shrink.1'} | {f'encoder.{way}.{i}{part}' for way, n in (('up', 3), ('down', 2)) for i in range(n)
                for part in ('.conv_in', '.conv_out', '.skip')[:2 + (way == 'down')]}
-    got = {k.rsplit('.parametrizations', 1)[0] for k in both.state_dict() if 'original0' in k}
-    got = {k[:-5] if k.endswith('.conv') else k for k in got}
+    got = {k.removesuffix('.weight_g').removesuffix('.conv') for k in both.state_dict() if 'weight_g' in k}
     assert got == expected | encoder | {f'{b}.context' for b in blocks}
     assert {'label.weight', 'up.0.vertical.0.cond.weight', 'down.2.horizontal.1.cond.bias'} <= set(both.state_dict())
 
 def test_noise_levels_add_names_and_change_none():
     "what was stored before there were levels still loads"
-    parts = ('bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1')
-    plain, told = (set(build(**kw).state_dict()) for kw in ({}, dict(sigma_range=(.1, 1.))))
-    layers = {k[:-5] for k in plain if k.endswith('.bias')}
-    assert plain == {f'{layer}.{part}' for layer in layers for part in parts} and not any('level' in k or 'cond' in k for k in plain)
+    parts = ('bias', 'weight_g', 'weight_v')
+    bare, told = (set(build(**kw).state_dict()) for kw in ({}, dict(sigma_range=(.1, 1.))))
+    layers = {k[:-5] for k in bare if k.endswith('.bias')}
+    assert bare == {f'{layer}.{part}' for layer in layers for part in parts} and not any('sigma' in k or 'cond' in k for k in bare)
     blocks = {k[:-len('.conv_in.conv')] for k in layers if k.endswith('.conv_in.conv')}
-    assert len(blocks) == 16 and told - plain == {f'{name}.{p}' for name in ('level.layers.0', 'level.layers.2', *(f'{b}.cond' for b in blocks)) for p in ('weight', 'bias')}
-    assert plain < told and set(build(n_classes=2, sigma_range=(.1, 1.)).state_dict()) - told == {'label.weight'}
-    assert set(build(n_classes=2).state_dict()) - plain == told - plain - {f'level.layers.{i}.{p}' for i in (0, 2) for p in ('weight', 'bias')} | {'label.weight'}
+    assert len(blocks) == 16 and told - bare == {f'{name}.{p}' for name in ('sigma_embedding.layers.0', 'sigma_embedding.layers.2', *(f'{b}.cond' for b in blocks)) for p in ('weight', 'bias')}
+    assert bare < told and set(build(n_classes=2, sigma_range=(.1, 1.)).state_dict()) - told == {'label.weight'}
+    assert set(build(n_classes=2).state_dict()) - bare == told - bare - {f'sigma_embedding.layers.{i}.{p}' for i in (0, 2) for p in ('weight', 'bias')} | {'label.weight'}
+
+def old_names(state):
+    "As version 0.1 wrote them"
+    old = {'weight_g': 'parametrizations.weight.original0', 'weight_v': 'parametrizations.weight.original1'}
+    def name(k):
+        head, _, last = k.replace('sigma_embedding.', 'level.').rpartition('.')
+        return f'{head}.{old.get(last, last)}'
+    return {name(k): v for k, v in state.items()}
+
+@pytest.mark.parametrize('net', [PixelCNNpp, StackedPixelCNNpp])
+def test_weights_under_their_old_names_load(net):
+    config = dict(channels=1, size=4, n_filters=4, n_resnet=1, n_mix=1, n_classes=2, sigma_range=(.1, 1.))
+    model, other = net(**config).eval(), net(**config).eval()
+    old, x = old_names(model.state_dict()), torch.rand(2, 1, 4, 4)
+    assert sum('level.layers.' in k for k in old) == 4 and not any('sigma' in k or 'weight_g' in k for k in old) and len(old) == len(model.state_dict())
+    cond = dict(label=torch.tensor([0, 1]), sigma=.3) | (dict(context=x) if net is StackedPixelCNNpp else {})
+    assert not torch.equal(other(x, **cond), model(x, **cond))
+    got = other.load_state_dict(old)
+    assert not got.missing_keys and not got.unexpected_keys and torch.equal(other(x, **cond), model(x, **cond))
+
+def test_a_network_that_was_saved_with_sigmas_comes_back(tmp_path):
+    model = PixelCNNpp(1, 4, 4, 1, 1, sigma_range=(.1, 1.)).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    config['sigmas'] = config.pop('sigma_range')
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    save_file(old_names(model.state_dict()), tmp_path/'model.safetensors')
+    again, x = PixelCNNpp.from_pretrained(tmp_path), torch.rand(2, 1, 4, 4)
+    assert again.sigma_range == (.1, 1.) and torch.equal(again(x, sigma=.2), model(x, sigma=.2))
+    assert PixelCNNpp.from_config(config).sigma_range == (.1, 1.)
 
 def by_hand(C, P, f, n):
     conv = lambda n_in, n_out, kernel: n_in*n_out*kernel + 2*n_out
@@ -256,13 +288,25 @@ def test_fewer_rows_give_the_same_params(context_channels):
     model = PixelCNNpp(1, (12, 8), 4, 1, 2, dropout=0., context_channels=context_channels, n_classes=3).double()
     x, label = torch.randn(2, 1, 12, 8, dtype=torch.float64), torch.tensor([0, 2])
     context = torch.randn(2, 2, 12, 8, dtype=torch.float64) if context_channels else None
-    full, params = model(x, context, label), model.prepared(context, label=label)
+    full, encoded = model(x, context, label), model.encode(context, label)
     for row in range(12):
         rows = model.row_multiple*(row//model.row_multiple + 1)
         assert row < rows <= 12
-        torch.testing.assert_close(params(x[:, :, :rows])[:, :, row], full[:, :, row])
+        torch.testing.assert_close(model.params(x[:, :, :rows], encoded)[:, :, row], full[:, :, row])
     drawn = model.sample(context=context, uniforms=model.uniforms(2, torch.Generator().manual_seed(0)), label=label)
     assert drawn.shape == x.shape
+
+def test_labels_in_any_form():
+    "Numbers, tensors and lists; one for each image or one for all"
+    model, x = build(size=4, n_classes=3), noise(2, 1, 4, 4)
+    u = model.uniforms(2, torch.Generator().manual_seed(0))
+    for label, forms in (([2, 2], (2, torch.tensor(2), torch.tensor([2]), [2], [2, 2], torch.tensor([2, 2], dtype=torch.uint8))), ([0, 2], ([0, 2], torch.tensor([0, 2], dtype=torch.int32)))):
+        want, drawn = model(x, label=torch.tensor(label)), model.sample(uniforms=u, label=torch.tensor(label))
+        for form in forms:
+            assert_close(model(x, label=form), want, rtol=1e-12, atol=1e-12); assert_close(model.log_prob(x, label=form), model.mixture(want).log_prob(x).flatten(1).sum(1))
+            assert_close(model.sample(uniforms=u, label=form), drawn, rtol=0, atol=1e-9)
+    assert model.dist(label=2).batch_shape == model.dist(label=torch.tensor(2)).batch_shape == () and model.dist(label=torch.tensor([0, 2])).batch_shape == (2,)
+    assert model.dist(label=2).sample().shape == (1, 4, 4) and model.dist(label=torch.tensor([0, 2])).sample().shape == (2, 1, 4, 4)
 
 def test_labels_shift_every_gate():
     model = build(n_classes=3)
@@ -288,7 +332,7 @@ def test_every_parameter_gets_a_gradient(config):
 
 def silence(model, bias):
     with torch.no_grad():
-        model.out.parametrizations.weight.original0.zero_()
+        model.out.weight_g.zero_()
         model.out.bias.copy_(bias)
     return model
 
@@ -314,6 +358,20 @@ def test_log_prob_is_differentiable_in_x(config):
     d, eps = noise(*x.shape, seed=5), 1e-6
     with torch.no_grad(): slope = (model.log_prob(x + eps*d, **cond) - model.log_prob(x - eps*d, **cond))/(2*eps)
     assert_close((g*d).sum(), slope[0], rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('config', ({}, dict(head='discretized'), dict(channels=3, context_channels=1, n_classes=2, sigma_range=(.1, 1.))))
+def test_transforms_of_functions(config):
+    "`torch.func` goes through the plain network, and agrees with autograd"
+    model = build(**{'size': 4, 'n_mix': 2, **config})
+    cond = dict(context=noise(3, 1, 4, 4, seed=2), label=1, sigma=.3) if config.get('n_classes') else {}
+    x, v = (.3*noise(3, model.channels, 4, 4)).clamp(-1, 1), noise(3, model.channels, 4, 4, seed=3)
+    score, f = model.dist(**cond).score(x), lambda x: model.log_prob(x, **cond)
+    with plain():
+        assert_close(grad(lambda x: f(x).sum())(x), score)
+        value, slope = jvp(f, (x,), (v,))
+        J = jacrev(f)(x)
+    assert_close(value, model.log_prob(x, **cond)); assert_close(slope, (score*v).flatten(1).sum(1))
+    assert_close(J.diagonal(dim1=0, dim2=1).movedim(-1, 0), score); assert J[0, 1:].abs().max() == 0
 
 def test_score_is_joint():
     "the gradient reaches a pixel through later pixels' conditions as well as through its own term"
@@ -375,16 +433,16 @@ def test_save_and_load(config, tmp_path):
 
 def test_repr_informs():
     text = repr(build(size=(8, 12), n_classes=3, sigma_range=(.1, 1)))
-    for word in ('sigmas=(0.1, 1.0)', 'size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
+    for word in ('sigma_range=(0.1, 1.0)', 'size=(8, 12)', 'n_classes=3', 'head=continuous', 'parameters'): assert word in text
 
 # bad inputs
 
 @pytest.mark.parametrize('config,message', [
     (dict(size=30), 'size must be divisible by 4.*30'), (dict(size=(8, 6)), r'size must be divisible by 4.*\(8, 6\)'), (dict(size=0), 'size must be'),
-    (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), 'channels must be 1 or 3, got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
+    (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), r'channels must be one of \[1, 3\], got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
     (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
     (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
-    (dict(dropout=1.), r'dropout must lie in \[0, 1\), got 1'), (dict(dropout=-.1), 'dropout must lie'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigma_range=()), 'sigma_range must be')])
+    (dict(dropout=1.), r'dropout must be a number in \[0, 1\), got 1.0'), (dict(dropout=-.1), 'dropout must be .* got -0.1'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigma_range=()), 'sigma_range must be')])
 def test_networks_that_cannot_be_built(config, message):
     with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
 
@@ -393,21 +451,21 @@ x8 = torch.zeros(2, 1, 8, 8, dtype=f64)
 @pytest.mark.parametrize('call', ('forward', 'log_prob'))
 @pytest.mark.parametrize('config,args,message', [
     ({}, dict(x=x8.expand(-1, 3, -1, -1)), r'x must be \(B, 1, 8, 8\), got \(2, 3, 8, 8\)'), ({}, dict(x=x8[:, :, :4]), r'got \(2, 1, 4, 8\)'), ({}, dict(x=x8[0]), r'x must be \(B, 1, 8, 8\), got \(1, 8, 8\)'),
-    ({}, dict(x=x8, context=x8), 'context must be None'), (dict(context_channels=1), dict(x=x8), 'give it a context'),
+    ({}, dict(x=x8, context=x8), 'context must be None'), (dict(context_channels=1), dict(x=x8), r'context must be given: this model is conditional on it \(1\)'),
     (dict(context_channels=1), dict(x=x8, context=x8[:, :, :4]), r'context must be .*got \(2, 1, 4, 8\)'), (dict(context_channels=2), dict(x=x8, context=x8), r'context must be .*got \(2, 1, 8, 8\)'),
-    (dict(context_channels=1), dict(x=x8, context=x8[:1]), r'context (must be \(2, 1, 8, 8\), got \(1, 1, 8, 8\)|holds 1 images, but 2)'),
-    ({}, dict(x=x8, label=torch.tensor([0, 1])), r"label must be given to a model with n_classes, and only then \(this model's: 0\)"), (dict(n_classes=3), dict(x=x8), r"label must be given to a model with n_classes.*3\), got None"),
-    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), 'class numbers below 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), 'class numbers below 3'),
-    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0])), r'label must be \(2,\)'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), 'whole numbers .*float32'),
-    (dict(n_classes=3), dict(x=x8, label=[0, 1]), 'label must be a tensor.*list')])
+    (dict(context_channels=1), dict(x=x8, context=x8[:1]), r'context must be \(2, 1, 8, 8\), got \(1, 1, 8, 8\)'),
+    ({}, dict(x=x8, label=torch.tensor([0, 1])), 'label must be None'), (dict(n_classes=3), dict(x=x8), r'label must be given: this model is conditional on it \(3\)'),
+    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), r'label must lie in \[0, 2\], found 0 to 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), r'label must lie in \[0, 2\], found -1 to 0'),
+    (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 1, 2])), r'label must be one or \(2,\) of them, got 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), r'label must be a whole number or \(n,\) of them, got torch.float32 \(2,\)'),
+    (dict(n_classes=3), dict(x=x8, label=[[0], [1]]), r'label must be a whole number .*, got torch.int64 \(2, 1\)')])
 def test_inputs_that_do_not_fit(call, config, args, message):
     with pytest.raises(ValueError, match=message): getattr(build(**config), call)(**args)
 
 @pytest.mark.parametrize('bad,error,message', [
-    (x8*math.nan, ValueError, 'x holds NaN'), (x8 + math.inf, ValueError, 'x holds NaN or infinite'), (x8 + 1.01, ValueError, r'\[-1, 1\] for a discretized head, found 1.01'), (x8.long(), TypeError, 'float tensor')])
+    (x8*math.nan, ValueError, 'x holds NaN'), (x8 + math.inf, ValueError, 'x holds NaN or infinite'), (x8 + 1.01, ValueError, r'x must lie in \[-1, 1\], found 1.01 to 1.01'), (x8.long(), TypeError, 'float tensor')])
 def test_values_that_do_not_fit(bad, error, message):
     with pytest.raises(error, match=message): build(head='discretized').log_prob(bad)
-    if 'discretized' in message: assert build().log_prob(bad).isfinite().all()      # a density on the whole line takes them
+    if 'must lie' in message: assert build().log_prob(bad).isfinite().all()      # a density on the whole line takes them
 
 def test_nan_in_the_context_is_refused():
     with pytest.raises(ValueError, match='context holds NaN'): build(context_channels=1).log_prob(x8, x8*math.nan)
@@ -438,11 +496,30 @@ def test_a_number_is_as_good_as_a_level_for_each_image():
         each = f(x, label=label, sigma=sigma)
         for i, s in enumerate(sigma.tolist()): assert_close(f(x[i:i+1], label=label[i:i+1], sigma=s), each[i:i+1], rtol=1e-12, atol=1e-12)
         for one in (torch.full((3,), .4, dtype=f64), torch.tensor(.4, dtype=f64), torch.tensor([.4], dtype=f64)):
-            assert torch.equal(f(x, label=label, sigma=one), f(x, label=label, sigma=.4))
+            assert_close(f(x, label=label, sigma=one), f(x, label=label, sigma=.4), rtol=1e-12, atol=1e-12)
         assert (f(x, label=label, sigma=.4)[[0, 2]] != each[[0, 2]]).any(-1).all()
         assert (f(x, label=label.flip(0), sigma=sigma) != each)[[0, 2]].any()        # labels still count
         swapped = f(x[[1, 0, 2]], label=label[[1, 0, 2]], sigma=sigma[[1, 0, 2]])
         assert_close(swapped[[1, 0, 2]], each, rtol=1e-12, atol=1e-12)
+
+def test_a_number_is_as_exact_as_a_float64_tensor():
+    "1/3 is not a float32: rounded to one, it gives other params"
+    model, x, f32 = build(size=4, **LEVELS), noise(2, 1, 4, 4), build(size=4, **LEVELS).float()
+    for s in (1/3, .3, .1):
+        assert torch.equal(model(x, sigma=s), model(x, sigma=levels(s)))
+        assert_close(model.log_prob(x, sigma=s), model.log_prob(x, sigma=levels(s, s)), rtol=1e-13, atol=1e-13)
+        assert torch.equal(model.sample(2, sigma=s, generator=torch.Generator().manual_seed(0)), model.sample(2, sigma=levels(s), generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(f32(x.float(), sigma=s), f32(x.float(), sigma=levels(s)))
+        if s != .1: assert not torch.equal(model(x, sigma=s), model(x, sigma=levels(s).float()))
+
+def test_two_distributions_of_one_network_share_nothing():
+    model, x = build(size=4, n_classes=3, **LEVELS), noise(2, 1, 4, 4)
+    label, before = torch.tensor([0, 2]), vars(model).keys()
+    a, b = model.dist(label=label, sigma=.2), model.dist_at(levels(.3, .9), label=1)
+    first = a.log_prob(x)
+    assert torch.equal(b.log_prob(x), model.log_prob(x, label=1, sigma=levels(.3, .9))) and (first != b.log_prob(x)).all()
+    assert torch.equal(a.log_prob(x), first) and torch.equal(first, model.log_prob(x, label=label, sigma=.2)) and vars(model).keys() == before
+    with pytest.raises(ValueError, match='sigma must be given'): model.log_prob(x, label=1)     # nothing of it is remembered
 
 def test_the_network_is_continuous_in_its_level():
     "finite differences across the whole range, and at both ends, agree with autograd: no steps, no lost digits"
@@ -458,14 +535,14 @@ def test_the_network_is_continuous_in_its_level():
 
 def test_a_vector_for_a_level():
     layer = SigmaEmbedding((.2, .8), 5).to(f64)
-    sd = {f'level.{k}': v for k, v in layer.state_dict().items()}
+    sd = {f'sigma_embedding.{k}': v for k, v in layer.state_dict().items()}
     s = levels(.2, .21, .4, .7999, .8)
     out = layer(s)
-    assert out.shape == (5, 5); assert_close(out, level_by_hand(sd, .2, .8, s), rtol=1e-12, atol=1e-12)
+    assert out.shape == (5, 5); assert_close(out, sigma_by_hand(sd, .2, .8, s), rtol=1e-12, atol=1e-12)
     for i, one in enumerate(s): assert_close(layer(one.item()), out[i:i+1], rtol=1e-12, atol=1e-12)
     assert len(layer.layers[0].weight[0]) == 8 and layer.float()(s).dtype == torch.float32
     assert_close(layer(s.float()), out.float(), rtol=1e-4, atol=1e-5)               # single precision may fall a hair outside
-    assert SigmaEmbedding((.2, .8), 5, n_cosines=3).layers[0].weight.shape == (5, 3) and 'sigmas=(0.2, 0.8)' in repr(layer)
+    assert SigmaEmbedding((.2, .8), 5, n_cosines=3).layers[0].weight.shape == (5, 3) and 'sigma_range=(0.2, 0.8)' in repr(layer)
 
 def test_other_levels_of_the_range_mean_the_same_place():
     "the code is of the place on a log scale: two ranges of one ratio know the same vectors"
@@ -474,11 +551,11 @@ def test_other_levels_of_the_range_mean_the_same_place():
     assert_close(a(x, sigma=.5), b(x, sigma=.15), rtol=1e-9, atol=1e-9)
     assert (a(x, sigma=.3) - b(x, sigma=.3)).abs().max() > 1e-6
 
-OUTSIDE = r'sigma must lie in \[0.1, 1\], the levels of this model, got '
+OUTSIDE, NO_LEVEL = r'sigma must lie in \[0.1, 1\], got ', 'sigma must be a finite number above 0.*got '
 @pytest.mark.parametrize('call', ('forward', 'log_prob', *METHODS))
 @pytest.mark.parametrize('sigma, message', [
-    (None, r'sigma must be given to a model with sigmas, and only then .*\(0.1, 1.0\)\), got None'), (.0999, OUTSIDE + r'\[0.0999'), (1.001, OUTSIDE), (-.3, OUTSIDE), (0., OUTSIDE), (math.nan, OUTSIDE + r'\[nan\]'),
-    (math.inf, OUTSIDE), (levels(.3, 1.1), OUTSIDE), (levels(.05, .3), OUTSIDE), (levels(math.nan, .3), OUTSIDE), (levels(.3, .4, .5), r'sigma must .*3'), (levels(), 'sigma must')], ids=str)
+    (None, r'sigma must be given: this model is conditional on it \(\(0.1, 1.0\)\)'), (.0999, OUTSIDE + '0.0999'), (1.001, OUTSIDE), (-.3, NO_LEVEL + '-0.3'), (0., NO_LEVEL), (math.nan, NO_LEVEL + 'nan'),
+    (math.inf, NO_LEVEL), (levels(.3, 1.1), OUTSIDE + '1.1'), (levels(.05, .3), OUTSIDE + '0.05'), (levels(math.nan, .3), NO_LEVEL + 'nan'), (levels(.3, .4, .5), r'sigma must be one or \(2,\) of them, got 3'), (levels(), 'sigma must be one or .*, got 0')], ids=str)
 def test_levels_that_do_not_fit(call, sigma, message):
     model = NETS.setdefault('levels', build(size=4, **LEVELS))
     with pytest.raises(ValueError, match=message):
@@ -489,6 +566,7 @@ NETS = {}
 @pytest.mark.parametrize('sigma', (.3, levels(.3, .4)), ids=str)
 def test_a_model_of_one_level_is_not_told(sigma):
     model = build(size=4)
-    assert model.sigma_range is None and model.told(sigma) == {} and build(size=4, **LEVELS).told(sigma) == dict(sigma=sigma)
+    assert model.sigma_range is None and model.dist_at(sigma).conditions == {} and build(size=4, **LEVELS).dist_at(sigma).conditions == dict(sigma=sigma)
+    assert torch.equal(model.dist_at(sigma).log_prob(x8[:, :, :4, :4]), model.log_prob(x8[:, :, :4, :4]))
     for f in (lambda: model(x8[:, :, :4, :4], sigma=sigma), lambda: model.log_prob(x8[:, :, :4, :4], sigma=sigma), lambda: model.sample(2, sigma=sigma)):
-        with pytest.raises(ValueError, match=r"sigma must be given to a model with sigmas, and only then \(this model's: None\)"): f()
+        with pytest.raises(ValueError, match='sigma must be None'): f()
