@@ -7,6 +7,7 @@ __all__ = ['cached', 'CUDAGraphed', 'graphed', 'CachedResolution', 'CachedDecode
            'n_converged_rows', 'jacobi_rows']
 
 # %% ../../nbs/engine/cached.ipynb #cac00006
+import warnings
 from contextlib import nullcontext
 from functools import partial
 import torch
@@ -31,28 +32,36 @@ def cached(
 # %% ../../nbs/engine/cached.ipynb #ffd25efe
 def _cuda_graph(work):
     "Record the CUDA work of `work()` without doing it; what comes back does it"
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): work()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'): work()  # other threads may allocate meanwhile
+    finally: torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream behind
     return graph.replay
 
 class CUDAGraphed:
-    "A function of few arguments that is recorded the second time it is called with the same ones, and replayed from then on"
+    "A function that is recorded the second time it is called with the same arguments, and replayed from then on"
     def __init__(self,
         f, # Reads and writes tensors at fixed addresses only
-        record=_cuda_graph, # `record(work)` gives a function that repeats `work`; a `RuntimeError` means that it can't be recorded
-    ): self.f, self.record, self.replays = f, record, {}
+        record=_cuda_graph, # `record(work)` gives a function that repeats `work`, or raises a `RuntimeError`
+    ): self.f, self.record, self.recordings, self.replays = f, record, {}, 0
     def __call__(self, *args):
-        if args not in self.replays:
-            self.replays[args] = None
-            return self.f(*args)
-        if self.replays[args] is None:
-            work = partial(self.f, *args)
-            try: self.replays[args] = self.record(work)
-            except RuntimeError: self.replays[args] = work
-        self.replays[args]()
+        if self.record and self.recordings.get(args, self) is None: self._record(args)
+        play = self.recordings.setdefault(args)
+        if play is None: return self.f(*args)
+        self.replays += 1
+        play()
+    def _record(self, args):
+        "Record a second call; after a failure nothing is tried again"
+        try: self.recordings[args] = self.record(partial(self.f, *args))
+        except RuntimeError as e:
+            self.record = None
+            warnings.warn('drawing goes on step by step, which is slower: it could not be recorded '
+                          f'({e.__context__ or e!r})', RuntimeWarning, stacklevel=3)
 
 # %% ../../nbs/engine/cached.ipynb #cac00007
-def graphed(draw_row, device): return CUDAGraphed(draw_row) if device.type == 'cuda' else draw_row
+def graphed(draw_row, device):
+    "`draw_row`, recorded on a GPU"
+    return CUDAGraphed(draw_row) if device.type == 'cuda' else draw_row
 
 # %% ../../nbs/engine/cached.ipynb #d9c4b6ce
 class CachedResolution:
