@@ -17,7 +17,8 @@ from .registry import faster
 # %% ../nbs/course/06_masked.ipynb #76bfa5d7
 def _check_mask(n_in, n_out, kernel_size, kind, colours):
     if kind not in ('A', 'B'): raise ValueError(f"kind must be 'A' or 'B', got {kind!r}")
-    if kernel_size < 1 or kernel_size % 2 == 0: raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
     if colours < 1 or n_in % colours or n_out % colours:
         raise ValueError(f'n_in and n_out must be multiples of colours={colours}, got {n_in} and {n_out}')
 
@@ -40,7 +41,7 @@ def causal_mask(
 
 # %% ../nbs/course/06_masked.ipynb #45d13189
 class MaskedConv2d(nn.Conv2d):
-    "A convolution that sees the pixels before its own in raster order (van den Oord et al. 2016); (B, n_in, H, W) to (B, n_out, H, W)"
+    "A convolution that sees the pixels before its own in raster order (van den Oord et al. 2016)"
     def __init__(self,
         n_in:int, # Channels in, a multiple of `colours`
         n_out:int, # Channels out, a multiple of `colours`
@@ -116,7 +117,7 @@ def padded(
 SHIFTS = {'down': (0, 0, 1, -1), 'right': (1, -1, 0, 0)}  # (left, right, top, bottom) for `F.pad`
 
 class ShiftedConv2d(nn.Module):
-    "A whole kernel, pushed into the past by padding (Salimans et al. 2017); (B, n_in, H, W) to (B, n_out, H/stride, W/stride)"
+    "A whole kernel, pushed into the past by padding; (B, n_in, H, W) to (B, n_out, H/stride, W/stride)"
     def __init__(self,
         n_in:int, # Channels in
         n_out:int, # Channels out

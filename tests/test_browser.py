@@ -1,4 +1,4 @@
-"""A real browser: the live slider moves its picture in JupyterLab, the frame slider in a plain page, and nothing outside this machine is asked for."""
+"""A real browser: a slider's position and its picture go together, in JupyterLab and in a plain page; nothing outside this machine is asked for."""
 import json
 import os
 import shutil
@@ -47,12 +47,19 @@ def jupyterlab(folder, tmp, timeout=120):
             try: process.wait(10)
             except subprocess.TimeoutExpired: process.kill(); process.wait()
 
+def as_far_as(cells, text):
+    "The cells before the first one that has `text` in it, and that one"
+    last = next(i for i, c in enumerate(cells) if text in ''.join(c['source']))
+    return cells[:last + 1]
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
-    "The notebook, opened and run; `page.outside` lists what was asked for elsewhere"
+    "The notebook as far as its first live slider, opened and run; `page.outside` lists what was asked for elsewhere"
     tmp = tmp_path_factory.mktemp('browser')
     (tmp/'nbs').mkdir()
-    shutil.copy(NOTEBOOK, tmp/'nbs')
+    nb = json.loads(NOTEBOOK.read_text())
+    nb['cells'] = as_far_as(nb['cells'], 'live_slider(lambda')
+    (tmp/'nbs'/NOTEBOOK.name).write_text(json.dumps(nb))
     with jupyterlab(tmp/'nbs', tmp) as address, sync_api.sync_playwright() as pw:
         context = pw.chromium.launch_persistent_context(str(tmp/'chrome'), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={'width': 1100, 'height': 1000})
         page, outside = context.new_page(), []
@@ -82,30 +89,51 @@ def scroll_to(page, selector):
     return found
 
 def test_live_slider(page):
-    "The arrow key reaches the kernel: a new value, a new picture"
+    "A key reaches the kernel: another value, its picture; back at the first value, the first picture"
     handle = scroll_to(page, '.noUi-handle[role=slider]')
     box = page.locator('.widget-interact').first
-    picture = box.locator('img').first
+    picture, readout = box.locator('img').first, box.locator('.widget-readout')
     picture.wait_for(timeout=60_000)
-    before, value = picture.get_attribute('src'), box.locator('.widget-readout').inner_text()
-    handle.focus()
-    page.keyboard.press('ArrowRight')
-    sync_api.expect(box.locator('.widget-readout')).not_to_have_text(value, timeout=60_000)
-    sync_api.expect(box.locator('img').first).not_to_have_attribute('src', before, timeout=60_000)
+    sync_api.expect(readout).to_have_text('0.3')
+    first, seen = picture.get_attribute('src'), []
+    for key, value in (('ArrowRight', '0.5'), ('ArrowRight', '0.7'), ('End', '1'), ('Home', '0')):
+        before = picture.get_attribute('src')
+        handle.focus()
+        page.keyboard.press(key)
+        sync_api.expect(readout).to_have_text(value, timeout=60_000)
+        sync_api.expect(picture).not_to_have_attribute('src', before, timeout=60_000)
+        seen.append(picture.get_attribute('src'))
+    assert len({first, *seen}) == 5, 'every level of noise has a picture of its own'
+    for _ in range(3): page.keyboard.press('ArrowRight')
+    sync_api.expect(readout).to_have_text('0.3', timeout=60_000)
+    sync_api.expect(picture).to_have_attribute('src', first, timeout=60_000)
+
+def saved_slider():
+    "The first frame slider that the notebook holds"
+    outputs = [''.join(o.get('data', {}).get('text/html', '')) for c in json.loads(NOTEBOOK.read_text())['cells'] for o in c.get('outputs', [])]
+    return next(text for text in outputs if 'frame-slider' in text)
 
 def test_frame_slider_in_a_page_without_a_kernel(page):
-    "What the notebook saved, in a plain page: the arrow key shows another frame and another label"
-    cells = json.loads(NOTEBOOK.read_text())['cells']
-    saved = next(''.join(o['data']['text/html']) for c in cells for o in c.get('outputs', []) if 'frame-slider' in ''.join(o.get('data', {}).get('text/html', '')))
+    "What the notebook saved, in a plain page: each position shows its own frame and no other, and says its value to all who ask"
     plain = page.context.new_page()
-    plain.set_content(saved)
-    box = plain.locator('.frame-slider')
-    first = box.locator('img:visible').get_attribute('alt')
-    plain.locator('input[type=range]').focus()
-    plain.keyboard.press('ArrowRight')
-    sync_api.expect(box.locator('img:visible')).not_to_have_attribute('alt', first)
-    assert box.locator('img:visible').count() == 1
-    assert box.locator('img:visible').get_attribute('alt').endswith(' = ' + box.locator('output').inner_text())
+    plain.set_content(saved_slider())
+    box, knob = plain.locator('.frame-slider'), plain.locator('input[type=range]')
+    names = json.loads(box.get_attribute('data-names'))
+    assert names == ['0', '0.1', '0.2', '0.3', '0.5', '0.7', '1']
+    sources = box.locator('img').evaluate_all('images => images.map(i => i.src)')
+    assert len(set(sources)) == len(names)
+    def shows(i):
+        sync_api.expect(box.locator('img:visible')).to_have_attribute('alt', f'sigma = {names[i]}')
+        assert box.locator('img:visible').count() == 1 and box.locator('img:visible').get_attribute('src') == sources[i]
+        assert box.locator('output').inner_text() == names[i]
+    shows(0)
+    knob.focus()
+    for i in range(1, len(names)):
+        plain.keyboard.press('ArrowRight')
+        shows(i)
+        assert knob.get_attribute('aria-valuetext') == names[i]
+    plain.keyboard.press('Home')
+    shows(0)
     plain.close()
 
 def test_nothing_outside(page): assert not page.outside

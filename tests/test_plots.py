@@ -183,8 +183,8 @@ def test_receptive_field_is_exact():
 def test_receptive_field_of_a_linear_layer():
     "Of a linear layer with one output, the gradient is its weight, times the largest of the random factors"
     conv = nn.Conv2d(2, 1, 3, padding=1).double()
-    field = plots.receptive_field(conv, (2, 4, 5), (1, 2), n=3, seed=7)
-    g = gen(7)
+    field = plots.receptive_field(conv, (2, 4, 5), (1, 2), n=3, seed=4)  # the second of the three factors is the largest
+    g = gen(4)
     torch.randn(3, 2, 4, 5, generator=g)  # the inputs
     want = torch.zeros(4, 5, dtype=torch.float64)
     want[0:3, 1:4] = conv.weight[0].abs().amax(0).detach()*torch.randn(3, 1, generator=g).abs().max()
