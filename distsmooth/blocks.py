@@ -32,7 +32,7 @@ def concat_elu(
     dim:int=1, # The axis of the channels
 ) -> torch.Tensor: # (B, 2*C, H, W)
     "ELU of `x` and of `-x`, stacked: both signs keep a gradient (Salimans et al. 2017)"
-    return F.elu(torch.cat([x, -x], dim))
+    return F.elu(torch.cat([x, -x], dim), inplace=True)
 
 # %% ../nbs/course/07_blocks.ipynb #b10c0006
 @faster('distsmooth.engine.fused.gated')
@@ -54,7 +54,7 @@ def dropout(
 
 class Dropout(nn.Dropout):
     "`dropout` as a layer"
-    def forward(self, x): return dropout(x, self.p, self.training)
+    def forward(self, x): return super().forward(x) if self.inplace else dropout(x, self.p, self.training)
 
 # %% ../nbs/course/07_blocks.ipynb #a9793a0c
 class GatedResidual(nn.Module):

@@ -72,7 +72,7 @@ def demo(
     sizes = [len(c) for c in torch.arange(n).split(batch_size)]
     parts = _batches(sizes, lambda k: stages(sm, k, gen, True, sigma))
     drawn, n = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, sum(sizes[:len(parts)])
-    _write_demo(folder, clean[:n], type(sm.kernel)(sm.level(sigma)).sample(clean, gen)[:n], drawn)
+    _write_demo(folder, clean[:n], type(sm.kernel)(sm.check_sigma(sigma)).sample(clean, gen)[:n], drawn)
     seconds = time.time() - start
     print(f'{seconds:.0f} s in all, {seconds/n:.1f} s a sample (times vary with the machine)\n'
           f'wrote {folder/"demo.png"} and {folder/"samples.npz"}\nnext: open the picture, then nbs/index.ipynb')
@@ -153,17 +153,17 @@ def train(
     out:str, # Folder of the run: recipe.yaml, log.csv, checkpoints/, samples/, tensorboard/ and the network go there
     resume:bool=False, # Go on where the run in the folder stands
     data:Data=Data(), # Which images
-    task:Objective=Objective(), # What to learn about them
+    objective:Objective=Objective(), # What to learn about them
     network:Network=Network(), # With which network
     train:TrainConfig=TrainConfig(), # How
     log:Log=Log(), # What to write down
 ):
     "Train a network: `--recipe NAME` takes one of the recipes in the box, other options change it, `--print_config` shows all"
     keep_memory()
-    nats = fit(Recipe(data, task, network, train, log), out, resume)
-    what = quantity(task.part, network.head)
+    nats = fit(Recipe(data, objective, network, train, log), out, resume)
+    what = quantity(objective.part, network.head)
     if nats is not None: print(f'test images: {nats:.4f} nats/dim, {nats/np.log(2):.4f} bits/dim ({what})')
-    print(f'wrote {out}: log.csv, samples, checkpoints and the network\nnext: distsmooth {"denoise" if task.part == "reverse" else "sample"} --model {out} ...')
+    print(f'wrote {out}: log.csv, samples, checkpoints and the network\nnext: distsmooth {"denoise" if objective.part == "reverse" else "sample"} --model {out} ...')
 
 # %% ../nbs/engine/cli.ipynb #6e312871
 def sample(
@@ -179,12 +179,12 @@ def sample(
     temperature:float=1., # Below 1 for likelier pixels
 ):
     "Draw from one network (stage 1), in shards: started again, it goes on; under `accelerate launch`, processes share the work"
-    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, method=method, transform=transform, temperature=temperature), out)
+    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, method=method, transform=transform, temperature=temperature), out, n)
 
-def _show(paths, out):
-    "Say what is there now, and draw the first samples"
+def _show(paths, out, n=None):
+    "Say what was asked for and is there now, and draw the first samples"
     if not PartialState().is_main_process: return
-    x, _ = load_samples(out)
+    x, _ = load_samples(paths, n)
     fig = draw_rows({'': x[:16]})
     write_whole(Path(out)/'samples.png', lambda f: fig.savefig(f, format='png', dpi=120))
     print(f'{len(x)} images in {len(paths)} shards: {out}, the first of them in {Path(out)/"samples.png"}')

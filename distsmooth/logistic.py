@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .checks import check_number, check_one_of
+from .checks import check_number, check_one_of, check_tensor
 
 # %% ../nbs/course/03_logistic.ipynb #4d351737
 def n_params(
@@ -27,13 +27,14 @@ class LogisticMixture:
     "A mixture of logistics at every pixel, read from the output of a network (Salimans et al., 2017)"
     min_log_scale = -7.
     def __init__(self,
-        params:torch.Tensor, # (B, P, H, W), P = `n_params(channels, n_mix)`: logits, then for each channel means, log scales (and colour coefficients)
+        params:torch.Tensor, # (B, P, H, W), P = `n_params(channels, n_mix)`: logits; means, log scales, (coefficients)
         channels:int=1, # 1, or 3: green leans on red, blue on both
     ):
         per_mix = n_params(channels, 1)
+        check_tensor(params, 'params', finite=False)
         if params.ndim != 4 or params.shape[1] % per_mix or not params.shape[1]:
-            raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W) for channels={channels}, got {tuple(params.shape)}')
-        if not params.is_floating_point(): raise TypeError(f'params must be a float tensor, got {params.dtype}')
+            wanted = f'(B, {per_mix}*n_mix, H, W) for channels={channels}'
+            raise ValueError(f'params must be {wanted}, got {tuple(params.shape)}')
         (B, _, H, W), K = params.shape, params.shape[1]//per_mix
         self.channels, self.n_mix, self.shape = channels, K, (B, channels, H, W)
         self.logits = params[:, :K].log_softmax(1)
@@ -75,17 +76,13 @@ def _chain(self:LogisticMixture, choose):
         weights = weights + self._log_prob1(values[-1], loc, log_scale)
     return torch.cat(values, 1), weights
 
-@patch
-def _check(self:LogisticMixture, x, name='x'):
-    if tuple(x.shape) != self.shape: raise ValueError(f'{name} must be {self.shape}, got {tuple(x.shape)}')
-
 # %% ../nbs/course/03_logistic.ipynb #bcb6f9ec
 @patch
 def log_prob(self:LogisticMixture,
     x:torch.Tensor, # (B, C, H, W)
 ) -> torch.Tensor: # (B, H, W) nats
     "Log density of every pixel, its channels taken together; raises `ValueError` if `x` has another shape"
-    self._check(x)
+    check_tensor(x, 'x', *self.shape, finite=False)
     _, weights = self._chain(lambda c, *_: x[:, c:c+1])
     return weights.logsumexp(1)
 
@@ -95,7 +92,7 @@ def cdf(self:LogisticMixture,
     x:torch.Tensor, # (B, C, H, W)
 ) -> torch.Tensor: # (B, C, H, W) in [0, 1]
     "`P(X_c <= x_c)` of each channel, given the channels before it; raises `ValueError` if `x` has another shape"
-    self._check(x)
+    check_tensor(x, 'x', *self.shape, finite=False)
     out = []
     def choose(c, weights, loc, log_scale):
         v = x[:, c:c+1]
@@ -107,11 +104,12 @@ def cdf(self:LogisticMixture,
 # %% ../nbs/course/03_logistic.ipynb #6900004c
 def _quantile(u, weights, loc, log_scale, n_steps, parts=16):
     "The quantiles `u` (B, 1, H, W) of a mixture (B, K, H, W) of continuous logistics"
-    side, flip = torch.minimum(u, 1 - u), torch.where(u > .5, -1., 1.)  # above the median count from the right, where 1 - u is exact
+    side, flip = torch.minimum(u, 1 - u), torch.where(u > .5, -1., 1.)  # above the median, from the right
     ends = loc + log_scale.exp()*torch.logit(u)
     lo, hi = ends.amin(1, keepdim=True), ends.amax(1, keepdim=True)
     step, ticks = hi - lo, torch.arange(1, parts, device=u.device)
-    weights, loc, inv, side, flip = (t[..., None] for t in (weights, loc, torch.exp(-log_scale), side, flip.to(u.dtype)))
+    inv, flip = torch.exp(-log_scale), flip.to(u.dtype)
+    weights, loc, inv, side, flip = (t[..., None] for t in (weights, loc, inv, side, flip))
     for _ in range(n_steps):
         step = step/parts
         x = lo[..., None] + step[..., None]*ticks
@@ -124,19 +122,19 @@ def _quantile(u, weights, loc, log_scale, n_steps, parts=16):
 def _icdf(self:LogisticMixture, u, n_steps=None):
     "`icdf` without a look at `u`"
     eps = torch.finfo(u.dtype).eps
-    u, n_steps = u.clamp(torch.finfo(u.dtype).tiny, 1 - eps/2), math.ceil(2 - math.log2(eps)/4) if n_steps is None else n_steps
-    def choose(c, weights, loc, log_scale): return self._to_support(_quantile(u[:, c:c+1], weights.softmax(1), loc, log_scale, n_steps))
+    u = u.clamp(torch.finfo(u.dtype).tiny, 1 - eps/2)
+    n_steps = math.ceil(2 - math.log2(eps)/4) if n_steps is None else n_steps
+    def choose(c, weights, loc, log_scale):
+        return self._to_support(_quantile(u[:, c:c+1], weights.softmax(1), loc, log_scale, n_steps))
     return self._chain(choose)[0]
 
 @patch
 def icdf(self:LogisticMixture,
     u:torch.Tensor, # (B, C, H, W) in [0, 1]; 0 and 1 count as their neighbours inside
-    n_steps:int=None, # Steps, each of which leaves a 16th of the bracket: enough for the last bit if left out (8 in float32, 15 in float64)
+    n_steps:int=None, # Steps, each of which leaves a 16th of the bracket: enough for the last bit if left out
 ) -> torch.Tensor: # (B, C, H, W)
     "The quantile `u` of each channel, given the channels before it; raises `ValueError` for a wrong shape or range"
-    self._check(u, 'u')
-    if not ((u >= 0) & (u <= 1)).all(): raise ValueError(f'u must lie in [0, 1], found {u.min().item():.3g} to {u.max().item():.3g}')
-    return self._icdf(u, n_steps)
+    return self._icdf(check_tensor(u, 'u', *self.shape, low=0, high=1), n_steps)
 
 # %% ../nbs/course/03_logistic.ipynb #19d5c452
 TRANSFORMS = 'choice', 'icdf'
@@ -158,10 +156,8 @@ def from_uniforms(self:LogisticMixture,
 ) -> torch.Tensor: # (B, C, H, W)
     "The sample that `uniforms` stand for; raises `ValueError` for a wrong shape or an unknown `transform`"
     B, C, H, W = self.shape
-    if tuple(uniforms.shape) != (B, C+1, H, W):
-        raise ValueError(f'uniforms must be {(B, C+1, H, W)}, got {tuple(uniforms.shape)}')
-    check_one_of(transform, 'transform', TRANSFORMS)
-    if transform == 'icdf': return self._icdf(uniforms[:, 1:])
+    check_tensor(uniforms, 'uniforms', B, C+1, H, W, finite=False)
+    if check_one_of(transform, 'transform', TRANSFORMS) == 'icdf': return self._icdf(uniforms[:, 1:])
     eps = torch.finfo(uniforms.dtype).eps
     return self._choice(uniforms[:, :1], torch.logit(uniforms[:, 1:].clamp(eps, 1-eps)))
 
@@ -180,10 +176,11 @@ def sample(self:LogisticMixture,
 def tempered(self:LogisticMixture,
     temperature:float, # Above 0; 1 changes nothing
 ) -> LogisticMixture: # Of the same kind
-    "The mixture with weights to the power `1/temperature` and scales times `temperature`; raises `ValueError` unless that is a positive number"
+    "The mixture with weights to the power `1/temperature` and scales times `temperature`"
     check_number(temperature, 'temperature', '(0, inf)')
     new = copy.copy(self)
-    new.logits, new.log_scales = (self.logits/temperature).log_softmax(1), self.log_scales + math.log(temperature)
+    new.logits = (self.logits/temperature).log_softmax(1)
+    new.log_scales = self.log_scales + math.log(temperature)
     return new
 
 # %% ../nbs/course/03_logistic.ipynb #4f44a784
@@ -213,7 +210,7 @@ def quantize(
 
 # %% ../nbs/course/03_logistic.ipynb #0edc948f
 class DiscretizedLogisticMixture(LogisticMixture):
-    "The same mixture, its mass gathered on the 256 levels of `quantize`: the two outermost take the tails; `log_prob` expects levels, see `quantize`"
+    "The same mixture, its mass gathered on the 256 levels of `quantize`; `log_prob` expects levels"
     half = 1/255
     def _log_prob1(self, x, loc, log_scale):
         inv = torch.exp(-log_scale)
@@ -231,7 +228,9 @@ class DiscretizedLogisticMixture(LogisticMixture):
     @property
     def mean(self) -> torch.Tensor: # (B, 1, H, W)
         "Expected level; for one channel only (coupled colours have no closed form)"
-        if self.channels != 1: raise NotImplementedError('the mean of a discretized mixture of coupled colours has no closed form: average samples')
+        if self.channels != 1:
+            raise NotImplementedError('the mean of coupled colours has no closed form: average samples')
         edges = torch.linspace(-1, 1, 256, dtype=self.means.dtype, device=self.means.device)[:-1] + self.half
-        below = [(self.logits.exp()*super(DiscretizedLogisticMixture, self)._cdf1(e, self.means[:, 0], self.log_scales[:, 0])).sum(1) for e in edges]
+        loc, log_scale, weights = self.means[:, 0], self.log_scales[:, 0], self.logits.exp()
+        below = [(weights*LogisticMixture._cdf1(self, edge, loc, log_scale)).sum(1) for edge in edges]
         return (1 - 2*self.half*torch.stack(below).sum(0))[:, None]

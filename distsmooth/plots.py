@@ -31,9 +31,10 @@ def image_grid(
     x:torch.Tensor, # (N, C, H, W) in [-1, 1]; what lies outside is clipped
     nrow:int=8, # Images in a row
 ) -> np.ndarray: # (H', W', 3) in [0, 1]
-    "One picture of many images"
+    "One picture of many images, a grey line around each (an image alone has none)"
     if x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f'x must be (N, 1 or 3, H, W), got {tuple(x.shape)}')
-    return make_grid((x.detach().cpu().float().clamp(-1, 1) + 1)/2, nrow=nrow, padding=1, pad_value=.5).permute(1, 2, 0).numpy()
+    pixels = (x.detach().cpu().float().clamp(-1, 1) + 1)/2
+    return make_grid(pixels, nrow=nrow, padding=1, pad_value=.5).permute(1, 2, 0).numpy()
 
 # %% ../nbs/engine/plots.ipynb #827183e1
 def subplots(
@@ -73,7 +74,7 @@ def draw_rows(
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_ylabel(name, rotation=0, ha='right', va='center')
-        ax.set_anchor('E')
+        ax.set_anchor('W')
     fig.subplots_adjust(left=label/(scale*n + label), right=1, bottom=.01, top=.99, hspace=.05)
     return fig
 
@@ -88,8 +89,8 @@ def live_slider(
 ):
     "A slider that calls `draw` in the kernel"
     values = list(values)
-    knob = SelectionSlider(options=[(_text(v), v) for v in values], value=values[len(values)//2] if start is None else start,
-                           description=label, continuous_update=False)
+    start, options = values[len(values)//2] if start is None else start, [(_text(v), v) for v in values]
+    knob = SelectionSlider(options=options, value=start, description=label, continuous_update=False)
     return interactive(lambda value: display(draw(value)), value=knob)
 
 # %% ../nbs/engine/plots.ipynb #8cfd4768
@@ -111,7 +112,8 @@ _MOVE = ("const r=this.closest('.frame-slider'),n=JSON.parse(r.dataset.names)[th
 def _img(fig, alt, dpi, hidden):
     buffer = io.BytesIO()
     fig.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"{" hidden" if hidden else ""}>'
+    data, hidden = base64.b64encode(buffer.getvalue()).decode(), ' hidden' if hidden else ''
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"{hidden}>'
 
 # %% ../nbs/engine/plots.ipynb #e582351b
 def frame_slider(
@@ -121,6 +123,7 @@ def frame_slider(
     dpi:int=70, # Resolution of the frames
 ) -> HTML:
     "A slider over figures drawn beforehand: works in a page without a kernel"
+    values = list(values)
     names = [_text(v) for v in values]
     frames = [_img(draw(v), f'{label} = {name}', dpi, hidden=i > 0) for i, (v, name) in enumerate(zip(values, names))]
     return HTML(f'<div class="frame-slider" data-names="{html.escape(json.dumps(names))}"><label>{html.escape(label)} '
@@ -131,10 +134,11 @@ def frame_slider(
 def draw_smoothed_density(
     density, # `p(x)` for a 1-D array
     sigma:float, # Noise level; 0 for none
-    grid:np.ndarray=np.linspace(-1.5, 1.5, 1501), # Where to draw it
+    grid:np.ndarray=None, # Where to draw it; 1501 points from -1.5 to 1.5 if left out
     kernel=GaussianKernel, # Kind of noise
 ) -> plt.Figure:
     "A 1-D density before and after smoothing, with its steepest slopes"
+    grid = np.linspace(-1.5, 1.5, 1501) if grid is None else grid
     before = density(grid)
     after = smooth_density(density, kernel(sigma), grid) if sigma else before
     fig, ax = subplots(figsize=(6, 2.6))
@@ -151,6 +155,9 @@ def _mixture(weights, means, scales, n):
     params = torch.cat([torch.as_tensor(t, dtype=torch.float64) for t in (np.log(weights), means, np.log(scales))])
     return LogisticMixture(params[None, :, None, None].expand(-1, -1, 1, n))
 
+def _mixture_density(weights, means, scales, grid):
+    return _mixture(weights, means, scales, grid.shape[-1]).log_prob(grid).exp().flatten()
+
 def draw_mixture(
     weights, # (K,) of the components, up to a factor
     means, # (K,)
@@ -161,12 +168,13 @@ def draw_mixture(
     "A mixture of logistics: density, components, and a histogram of its samples"
     grid = torch.linspace(-1.5, 1.5, 601, dtype=torch.float64)[None, None, None]
     u = torch.rand(1, 2, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    samples, density = _mixture(weights, means, scales, n).from_uniforms(u), _mixture(weights, means, scales, 601).log_prob(grid).exp()
+    samples = _mixture(weights, means, scales, n).from_uniforms(u).flatten().numpy()
     fig, ax = subplots(figsize=(6, 2.6))
-    ax.hist(samples.flatten().numpy(), bins=90, range=(-1.5, 1.5), weights=np.full(n, 30/n), color='C7', alpha=.4, label=f'{n} samples')
+    bars = dict(bins=90, range=(-1.5, 1.5), weights=np.full(n, 30/n))
+    ax.hist(samples, **bars, color='C7', alpha=.4, label=f'{n} samples')
     for w, m, s in zip(np.array(weights)/np.sum(weights), means, scales):
-        ax.plot(grid.flatten(), w*_mixture([1.], [m], [s], 601).log_prob(grid).exp().flatten(), lw=1, ls='--')
-    ax.plot(grid.flatten(), density.flatten(), 'k', lw=1.5, label='density')
+        ax.plot(grid.flatten(), w*_mixture_density([1.], [m], [s], grid), lw=1, ls='--')
+    ax.plot(grid.flatten(), _mixture_density(weights, means, scales, grid), 'k', lw=1.5, label='density')
     ax.set(xlabel='x', ylabel='density', xlim=(-1.5, 1.5))
     ax.legend(fontsize=8)
     fig.tight_layout()
@@ -196,7 +204,7 @@ def receptive_field(
 ) -> torch.Tensor: # (H, W): the largest gradient of the output at `pixel` with respect to each input pixel
     "Measure what an output pixel sees"
     gen = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, *size, generator=gen).to(next(net.parameters()).dtype).requires_grad_()
+    x = torch.randn(n, *size, generator=gen).to(next(net.parameters())).requires_grad_()
     out = net(x)[:, :, pixel[0], pixel[1]]
     grad, = torch.autograd.grad((out*torch.randn(out.shape, generator=gen).to(out)).sum(), x)
     return grad.abs().amax((0, 1))
@@ -210,9 +218,9 @@ def draw_receptive_field(
 ) -> plt.Figure:
     "Heat map of the measured receptive field: log scale, exact zeros in white, a cross on the pixel"
     row, column = pixel or (size[1]//2, size[2]//2)
-    field = receptive_field(net, size, (row, column))
+    field = receptive_field(net, size, (row, column)).cpu()
     fig, ax = subplots(figsize=(2.6, 2.8))
-    ax.imshow(torch.where(field > 0, field.clamp(min=1e-12).log10(), torch.nan), cmap='viridis')
+    ax.imshow(torch.where(field > 0, field.clamp(min=1e-12).log10(), torch.nan).numpy(), cmap='viridis')
     ax.plot(column, row, 'rx')
     ax.set(xticks=[], yticks=[], title=title or f'{int((field > 0).sum())} pixels seen')
     fig.tight_layout()

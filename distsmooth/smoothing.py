@@ -16,7 +16,7 @@ from scipy import integrate
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import pdist
 from torch import distributions as D
-from .checks import check_number, check_tensor
+from .checks import check_number
 
 # %% ../nbs/course/02_smoothing.ipynb #bdc61d80
 def check_sigma(
@@ -29,7 +29,7 @@ def check_sigma(
         if not isinstance(s, Real) or isinstance(s, bool) or not math.isfinite(s) or s <= 0:
             raise ValueError(f'sigma must be a finite number above 0 (the images span [-1, 1]), got {s!r}')
         if not low*(1 - 1e-6) <= s <= high*(1 + 1e-6):
-            allowed = f'be {low:g}, the only level of this model' if low == high else f'lie in [{low:g}, {high:g}]'
+            allowed = f'be {low:g}, the only noise level of this model' if low == high else f'lie in [{low:g}, {high:g}]'
             raise ValueError(f'sigma must {allowed}, got {s!r}')
     return sigma if isinstance(sigma, torch.Tensor) else float(sigma)
 

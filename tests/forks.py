@@ -14,7 +14,7 @@ os.environ.setdefault('ACCELERATE_USE_CPU', 'true')  # exact equality is promise
 posix = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 
 def fork(work):
-    "Run `work()` in a forked child; its number"
+    "Trainer `work()` in a forked child; its number"
     sys.stdout.flush(); sys.stderr.flush()
     pid = os.fork()
     if pid: return pid

@@ -14,7 +14,7 @@ import pytest
 sync_api = pytest.importorskip('playwright.sync_api')
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium) or CHROMIUM=/path/to/it")
-NOTEBOOK = Path(__file__).resolve().parent.parent/'nbs'/'13_explore.ipynb'
+NOTEBOOK = Path(__file__).resolve().parent.parent/'nbs'/'engine'/'plots.ipynb'
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
 

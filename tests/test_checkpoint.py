@@ -1,12 +1,15 @@
 """What is left of a run: every promise of `write_whole` and `Checkpoints`, with real processes that are killed."""
 import errno
+import hashlib
 import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict, namedtuple
 from pathlib import Path
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from distsmooth import checkpoint
-from distsmooth.checkpoint import Checkpoints, write_whole
+from distsmooth.engine.checkpoint import Checkpoints, lock_folder, read_together, write_together, write_whole
 
 posix = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 SETTINGS = {'lr': 1e-3, 'net': {'n_mix': 5, 'size': (32, 32), 'deep': {'p': .1}}}
@@ -22,7 +25,7 @@ SETTINGS = {'lr': 1e-3, 'net': {'n_mix': 5, 'size': (32, 32), 'deep': {'p': .1}}
 def names(folder): return sorted(p.name for p in Path(folder).iterdir())
 
 def fork(work):
-    "Run `work()` in a forked child; its number"
+    "Trainer `work()` in a forked child; its number"
     pid = os.fork()
     if pid: return pid
     code = 1
@@ -90,6 +93,20 @@ def test_errors_that_torch_hides_come_out(tmp_path):
     with pytest.raises(KeyboardInterrupt): write_whole(tmp_path/'a', lambda f: torch.save(big, Breaks(KeyboardInterrupt())))
     with pytest.raises(OSError, match='no room') as e: write_whole(tmp_path/'a', lambda f: torch.save(big, Breaks(OSError(errno.ENOSPC, 'full'))))
     assert e.value.errno == errno.ENOSPC and names(tmp_path) == []
+
+@posix
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    "And nothing else: not what a process that runs is writing, nor files of other names"
+    def die(f): f.write(b'half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    for name in ('log.csv', 'log.csv.bak', 'xlog.csv', '[a].csv'): assert wait(fork(lambda: write_whole(tmp_path/name, die))) == -signal.SIGKILL
+    running = f'.log.csv.{os.getppid()}.part'
+    for name in (running, '.log.csv.mine.part', '.log.csv.part'): (tmp_path/name).write_bytes(b'whose?')
+    before = names(tmp_path)
+    write_whole(tmp_path/'log.csv', lambda f: f.write(b'whole'))
+    gone = set(before) - set(names(tmp_path))
+    assert len(gone) == 1 and gone.pop().startswith('.log.csv.') and {running, '.log.csv.mine.part', '.log.csv.part', 'log.csv'} < set(names(tmp_path))
+    write_whole(tmp_path/'[a].csv', lambda f: f.write(b'whole'))
+    assert not list(tmp_path.glob('.[[]a].csv.*')) and len(list(tmp_path.glob('.*.part'))) == 5
 
 def test_an_older_error_is_not_taken_for_the_reason(tmp_path):
     "Trying again in an `except` block: the second failure is its own"
@@ -264,6 +281,40 @@ def test_a_flipped_bit_in_the_numbers(three):
         path_of(three, 3).write_bytes(b)
         refused(three, 'is damaged or cut short')
 
+@pytest.mark.parametrize('part', ['data.pkl', 'byteorder', 'data/0', 'version', '.data/serialization_id'])
+def test_a_flag_in_the_table_of_contents(three, part):
+    "The parts' own check sums know nothing of it; `torch.load` then takes numbers from anywhere"
+    b = bytearray(path_of(three, 3).read_bytes())
+    entry, = [m.start() for m in re.finditer(b'PK\1\2', b) if re.match(rb'[^/]+/' + re.escape(part.encode()) + b'(?![0-9])', b[m.start() + 46:])]
+    b[entry + 38] ^= 0x10
+    path_of(three, 3).write_bytes(b)
+    refused(three, 'is damaged or cut short')
+
+def test_any_flipped_bit_outside_the_numbers(three):
+    whole = path_of(three, 3).read_bytes()
+    at = whole.index(torch.full((9,), 3.).numpy().tobytes())
+    places = [*range(0, at, 3), *range(at + 200_000, len(whole), 3)]
+    for i in [*places, *range(len(whole) - 73, len(whole))]:
+        b = bytearray(whole); b[i] ^= 1 << (i % 8)
+        path_of(three, 3).write_bytes(b)
+        with pytest.raises(ValueError, match='is damaged or cut short. Step 2 before it is whole'): three.load()
+
+def test_the_last_line_is_the_check_sum_of_the_rest(three):
+    whole = path_of(three, 3).read_bytes()
+    assert whole[-73:] == f'\nsha256 {hashlib.sha256(whole[:-73]).hexdigest()}\n'.encode()
+    torch.testing.assert_close(torch.load(path_of(three, 3), weights_only=True)['state']['w'], state_of(3)['w'])   # PyTorch reads it as before
+    path_of(three, 3).write_bytes(whole[:-73])
+    refused(three, 'is damaged or cut short')
+
+def test_checkpoints_of_the_version_before_still_load(three):
+    torch.save(dict(format='distsmooth checkpoint 1', step=3, settings={'a': 1}, state=state_of(3)), path_of(three, 3))
+    assert_state_of(three.load()[1], 3)
+    with pytest.raises(ValueError, match='a: was 1, is 2'): Checkpoints(three.folder, settings={'a': 2}).load()
+    whole = path_of(three, 3).read_bytes()
+    for cut in (1, 22, 73, 1000):
+        path_of(three, 3).write_bytes(whole[:-cut])
+        refused(three, 'is damaged or cut short')
+
 def test_the_step_to_go_back_to_is_whole_itself(three):
     for step in (3, 2): path_of(three, step).write_bytes(path_of(three, step).read_bytes()[:-5])
     refused(three, 'is damaged', older=1)
@@ -404,7 +455,7 @@ def test_killed_in_the_middle_of_a_file(tmp_path):
 
 def try_lock(folder):
     "What another process gets: None or the error's text"
-    code = f'from distsmooth.checkpoint import Checkpoints\ntry:\n    with Checkpoints({str(folder)!r}): print("got it")\nexcept RuntimeError as e: print(e)'
+    code = f'from distsmooth.engine.checkpoint import Checkpoints\ntry:\n    with Checkpoints({str(folder)!r}): print("got it")\nexcept RuntimeError as e: print(e)'
     return subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 def is_free(folder):
@@ -467,10 +518,158 @@ def test_a_child_that_lives_on_does_not_hold_the_lock(tmp_path):
         assert is_free(tmp_path)
     finally: os.kill(child, signal.SIGKILL)
 
-@pytest.mark.skipif(checkpoint.fcntl is None, reason='needs flock')
-def test_a_disk_without_locks_warns(tmp_path, monkeypatch):
-    def none(*a): raise OSError(errno.ENOLCK, 'No locks available')
-    monkeypatch.setattr(checkpoint.fcntl, 'flock', none)
-    with pytest.warns(UserWarning, match='on a disk without locks .*only one run writes there'):
+@posix
+@pytest.mark.parametrize('code', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_warns(tmp_path, monkeypatch, code):
+    import fcntl
+    def none(*a): raise OSError(code, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', none)
+    with pytest.warns(UserWarning, match='on a disk without locks .*only one process writes there'):
         with Checkpoints(tmp_path) as c: c.save(1, {})
     assert c.steps == [1]
+    with pytest.warns(UserWarning, match='without locks'): save_pair(tmp_path/'pair', 'text')
+    assert read_pair(tmp_path/'pair') == {'text'}
+
+@posix
+def test_a_folder_that_may_not_be_written_is_no_disk_without_locks(tmp_path):
+    (tmp_path/'.lock').mkdir()
+    with pytest.raises(IsADirectoryError): lock_folder(tmp_path)
+
+@posix
+def test_the_lock_may_be_waited_for(tmp_path):
+    def work():
+        with lock_folder(tmp_path, 'x'):
+            (tmp_path/'ready').touch()
+            wait_for((tmp_path/'go').exists)
+    pid = fork(work)
+    wait_for((tmp_path/'ready').exists)
+    with pytest.raises(RuntimeError, match=f'in use by process {pid}'): lock_folder(tmp_path, 'x', wait=.05)
+    with lock_folder(tmp_path): (tmp_path/'go').touch()   # another name, another lock
+    with lock_folder(tmp_path, 'x', wait=60): assert wait(pid) == 0
+
+# files that belong together
+
+PAIR = ['a', 'deep/b']
+def members(config): return PAIR
+def save_pair(folder, text, **config):
+    def write(new):
+        (new/'deep').mkdir()
+        for name in PAIR: (new/name).write_text(text)
+        (new/'config.json').write_text(json.dumps({'text': text, **config}))
+        return text
+    return write_together(folder, write, members)
+def read_pair(folder):
+    "The texts that are found; the one in config.json is among them"
+    files = read_together(folder, members)
+    assert list(files) == ['config.json', *PAIR]
+    return {files[name].decode() for name in PAIR} | {json.loads(files['config.json'])['text']}
+def all_files(folder): return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob('*') if p.is_file())
+WHOLE = sorted(['config.json', *PAIR])
+
+def test_files_are_written_and_replaced_together(tmp_path):
+    for text in ('one', 'the second'):
+        assert save_pair(tmp_path/'made'/'here', text) == text
+        assert read_pair(str(tmp_path/'made'/'here')) == {text} and all_files(tmp_path/'made'/'here') == WHOLE
+    assert names(tmp_path) == ['made'] and names(tmp_path/'made') == ['here']
+    config = json.loads((tmp_path/'made'/'here'/'config.json').read_text())
+    assert config == {'text': 'the second', 'sha256': {name: hashlib.sha256(b'the second').hexdigest() for name in PAIR}}
+
+def test_an_error_while_writing_leaves_the_old_files(tmp_path):
+    save_pair(tmp_path, 'old')
+    def write(new): (new/'a').write_text('new'); raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): write_together(tmp_path, write, members)
+    assert read_pair(tmp_path) == {'old'} and all_files(tmp_path) == WHOLE
+
+def dying(work, name, call, after):
+    "`work` in a child that kills itself before or after a call of `os.<name>`; was it killed?"
+    def child():
+        count, real = 0, getattr(os, name)
+        def counted(*a, **kw):
+            nonlocal count
+            count += 1
+            if count == call and not after: os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*a, **kw)
+            if count == call: os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        setattr(os, name, counted)
+        work()
+    code = wait(fork(child))
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+def every_death(work, name):
+    "Let `work(n)` die before and after every call of `os.<name>`; yields n and whether it was killed"
+    n = 0
+    for call in range(1, 100):
+        killed = []
+        for after in (False, True):
+            n += 1
+            killed.append(dying(lambda: work(n), name, call, after))
+            yield n, killed[-1]
+        if not any(killed): return
+
+@posix
+@pytest.mark.parametrize('again', [False, True], ids=['onto a whole one', 'onto what the killed one left'])
+@pytest.mark.parametrize('name', ['replace', 'fsync', 'unlink'])
+def test_killed_at_any_call_it_is_all_old_or_all_new(tmp_path, name, again):
+    save_pair(tmp_path, 'version 0')
+    found, outcomes = {'version 0'}, []
+    for n, killed in every_death(lambda n: save_pair(tmp_path, f'version {n}'), name):
+        now = read_pair(tmp_path)
+        assert now in ([found, {f'version {n}'}] if killed else [{f'version {n}'}])
+        outcomes += [now == found] if killed else []
+        if not again: save_pair(tmp_path, now := f'after {n}'); now = {now}; assert all_files(tmp_path) == WHOLE
+        found = now
+    assert len(outcomes) >= 4 and not all(outcomes) and (any(outcomes) or name == 'unlink')   # nothing is unlinked before the switch
+    assert read_pair(tmp_path) == {f'version {n}' if again else f'after {n}'} and all_files(tmp_path) == WHOLE and names(tmp_path) == ['a', 'config.json', 'deep']
+
+@posix
+def test_a_reader_never_sees_two_versions(tmp_path):
+    folder, n, seen = tmp_path/'pair', 0, set()
+    save_pair(folder, '0')
+    def work():
+        n = 0
+        while not (tmp_path/'enough').exists(): save_pair(folder, str(n := n + 1))
+    pid = fork(work)
+    while len(seen) < 30:
+        now = read_pair(folder)
+        assert len(now) == 1
+        seen |= now
+    (tmp_path/'enough').touch()
+    assert wait(pid) == 0
+
+@posix
+def test_two_writers_take_turns(tmp_path):
+    def work(name):
+        for n in range(20): save_pair(tmp_path, f'{name}{n}')
+    pids = [fork(lambda name=name: work(name)) for name in 'xy']
+    assert [wait(p) for p in pids] == [0, 0]
+    assert read_pair(tmp_path) <= {'x19', 'y19'} and all_files(tmp_path) == WHOLE
+
+def test_folders_without_check_sums_are_read_as_they_are(tmp_path):
+    save_pair(tmp_path, 'old')
+    (tmp_path/'config.json').write_text('{"text": "old"}')
+    assert read_pair(tmp_path) == {'old'}
+    (tmp_path/'.new').mkdir(); (tmp_path/'.new'/'a').write_text('half')     # a save of new files was killed
+    assert read_pair(tmp_path) == {'old'}
+    save_pair(tmp_path, 'new')
+    assert read_pair(tmp_path) == {'new'} and all_files(tmp_path) == WHOLE
+
+def test_changed_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f'no config.json in {tmp_path}: not a saved model'): read_pair(tmp_path)
+    save_pair(tmp_path, 'text')
+    (tmp_path/'deep'/'b').write_text('texT')
+    with pytest.raises(ValueError, match='deep/b is damaged or was changed: config.json names another content'): read_pair(tmp_path)
+    (tmp_path/'deep'/'b').unlink()
+    with pytest.raises(FileNotFoundError, match='no deep/b in'): read_pair(tmp_path)
+    (tmp_path/'config.json').write_text('{"text"')
+    with pytest.raises(ValueError, match='config.json is damaged'): read_pair(tmp_path)
+
+def test_a_link_to_another_disk(tmp_path):
+    "Nothing is written beside the folder, and nothing is renamed across"
+    other = Path('/dev/shm') if os.path.isdir('/dev/shm') else tmp_path
+    with tempfile.TemporaryDirectory(dir=other) as d:
+        (tmp_path/'out').symlink_to(d)
+        for text in ('one', 'two'):
+            save_pair(tmp_path/'out', text)
+            assert read_pair(tmp_path/'out') == {text} and all_files(d) == WHOLE and names(tmp_path) == ['out']

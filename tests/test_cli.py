@@ -19,7 +19,7 @@ from distsmooth.denoising import single_step
 from distsmooth.pipeline import SmoothedModel, load_parts, save_parts
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.engine.official import official_state
-from distsmooth.shards import load_samples
+from distsmooth.engine.shards import load_samples
 from distsmooth.smoothing import GaussianKernel
 
 assert forks.os.environ['ACCELERATE_USE_CPU']  # set before anything trains
@@ -79,7 +79,7 @@ def refused(*args):
     assert said.startswith('distsmooth: ') and len(said.strip().splitlines()) == 1
     return said
 
-@pytest.mark.parametrize('command, names, says', [('demo', ['out', 'n', 'model', 'seed', 'batch_size'], 'How many digits'), ('train', ['out', 'resume', 'task.sigmas', 'train.lr', 'network.n_filters', 'log.every'], '--recipe'),
+@pytest.mark.parametrize('command, names, says', [('demo', ['out', 'n', 'model', 'seed', 'batch_size'], 'How many digits'), ('train', ['out', 'resume', 'task.sigma_range', 'train.lr', 'network.n_filters', 'log.every'], '--recipe'),
                                                   ('sample', ['model', 'out', 'n', 'part', 'sigma', 'method'], 'started again, it goes on'), ('denoise', ['samples', 'out', 'how', 'score'], 'stage 2'),
                                                   ('import', ['checkpoint', 'stage', 'size'], 'published code'), ('pack', ['parts', 'out'], 'one model')])
 def test_help_names_every_argument(command, names, says, capsys):
@@ -230,7 +230,7 @@ def test_recipes_that_are_not_there():
 @pytest.mark.parametrize('args, says', [
     (['train', '--train.lr', '0'], 'lr must be above 0, got 0.0'),
     (['train', '--task.sigma', '-1'], 'sigma must be a finite number above 0'),
-    (['train', '--task.sigmas', '[1, 0.1]'], 'sigmas must be (lowest, highest)'),
+    (['train', '--task.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
     (['train', '--data.name', 'cats'], 'name must be one of'),
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),
     (['train', '--resume', 'true'], 'no checkpoint in'),

@@ -3,9 +3,13 @@ import json
 import math
 import os
 import pickletools
+import shutil
+import signal
+from hashlib import sha256
 import pytest
 import torch
 from torch.testing import assert_close
+from forks import fork, posix, wait
 from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.data import load_dataset
 from distsmooth.denoising import single_step
@@ -287,6 +291,99 @@ def test_a_failed_save_of_parts_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(new.reverse, 'save_pretrained', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'): save_parts(tmp_path/'m', GaussianKernel(.2), smooth=new.smooth, reverse=new.reverse)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+# killed while saving
+
+def filled(value):
+    "A small model whose weights are all one number, which its kernel has too"
+    sm = SmoothedModel(MADE(n_mix=1, n_hidden=(2,)), MADE(n_mix=1, n_hidden=(2,), context_channels=1), GaussianKernel(value))
+    with torch.no_grad():
+        for p in sm.parameters(): p.fill_(value)
+    return sm
+
+def value_of(folder):
+    "The one number that all of a saved model agrees on"
+    parts = load_parts(folder)
+    values = {parts['kernel'].sigma, *(v for part in ('smooth', 'reverse') for p in parts[part].parameters() for v in p.unique().tolist())}
+    assert len(values) == 1, f'parts of several models: {values}'
+    return values.pop()
+
+SAVES = {'save_pretrained': lambda sm, folder: sm.save_pretrained(folder), 'save_parts': lambda sm, folder: save_parts(folder, sm.kernel, smooth=sm.smooth, reverse=sm.reverse)}
+
+@posix
+@pytest.mark.parametrize('place', ['plain', 'link'])
+@pytest.mark.parametrize('how', SAVES)
+def test_killed_at_any_rename_the_model_is_the_old_or_the_new_one(how, place, tmp_path):
+    (tmp_path/'real').mkdir(); (tmp_path/'parent').mkdir()
+    folder = tmp_path/'parent'/'m'
+    if place == 'link': folder.symlink_to(tmp_path/'real')
+    SAVES[how](filled(1.), folder)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*'))
+    def work(value, call, after):
+        count, replace = 0, os.replace
+        def counted(a, b):
+            nonlocal count
+            count += 1
+            if count == call and not after: os.kill(os.getpid(), signal.SIGKILL)
+            replace(a, b)
+            if count == call: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = counted
+        SAVES[how](filled(value), folder)
+    value, seen = 1., []
+    for call in range(1, 100):
+        for after in (False, True):
+            value += 1
+            old, code = value_of(folder), wait(fork(lambda: work(value, call, after)))
+            assert code in (0, -signal.SIGKILL) and value_of(folder) in ((old, value) if code else (value,))
+            seen.append((code != 0, value_of(folder) == old))
+            assert os.listdir(folder.parent) == ['m'], 'nothing is written beside the folder'
+        if not any(killed for killed, _ in seen[-2:]): break
+    assert {(True, True), (True, False), (False, False)} == set(seen) and len(seen) > 10
+    SAVES[how](filled(value), folder)
+    assert value_of(folder) == value and sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*')) == files
+
+def test_weights_that_config_does_not_name_are_refused(tmp_path):
+    for name, value in (('a', 1.), ('b', 2.)): filled(value).save_pretrained(tmp_path/name)
+    config = json.loads((tmp_path/'a'/'config.json').read_text())
+    assert config['sha256']['smooth/model.safetensors'] == sha256((tmp_path/'a'/'smooth'/'model.safetensors').read_bytes()).hexdigest()
+    assert config['sha256'].keys() == {f'{p}/{f}' for p in ('smooth', 'reverse') for f in ('config.json', 'model.safetensors')}
+    shutil.copy(tmp_path/'b'/'smooth'/'model.safetensors', tmp_path/'a'/'smooth'/'model.safetensors')
+    with pytest.raises(ValueError, match='smooth/model.safetensors is damaged or was changed.*Save the model again, or take its line out'): load_parts(tmp_path/'a')
+    del config['sha256']['smooth/model.safetensors']
+    (tmp_path/'a'/'config.json').write_text(json.dumps(config))
+    parts = load_parts(tmp_path/'a')
+    assert parts['smooth'].state_dict().popitem()[1].unique().item() == 2 and parts['reverse'].state_dict().popitem()[1].unique().item() == 1
+
+@posix
+def test_a_model_saved_without_check_sums_loads_and_is_replaced(tmp_path):
+    filled(1.).save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    del config['sha256']
+    def old(): (tmp_path/'config.json').write_text(json.dumps(config))
+    old()
+    assert value_of(tmp_path) == 1
+    def work():
+        replace = os.replace
+        def killing(a, b): replace(a, b) if 'config.json' != os.path.basename(b) else os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = killing
+        filled(2.).save_pretrained(tmp_path)
+    assert wait(fork(work)) == -signal.SIGKILL and value_of(tmp_path) == 1
+    filled(3.).save_pretrained(tmp_path)
+    assert value_of(tmp_path) == 3
+
+def test_a_model_card_is_kept_and_a_missing_one_is_written(tmp_path):
+    filled(1.).save_pretrained(tmp_path)
+    assert 'model_hub_mixin' in (tmp_path/'README.md').read_text()
+    (tmp_path/'README.md').write_text('mine')
+    filled(2.).save_pretrained(tmp_path)
+    assert (tmp_path/'README.md').read_text() == 'mine' and value_of(tmp_path) == 2
+
+def test_publishing_takes_the_name_of_the_folder(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(SmoothedModel, 'push_to_hub', lambda self, repo_id, **kw: calls.append(repo_id))
+    filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True)
+    filled(1.).save_pretrained(tmp_path/'my-digits', push_to_hub=True, repo_id='me/other')
+    assert calls == ['my-digits', 'me/other']
 
 # labels, generators, what is not known
 

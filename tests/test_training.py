@@ -1,13 +1,20 @@
 """The loop: seeds fix it, it learns, it averages, it stops on nonsense, and more processes or parts change nothing."""
 import math
+import os
+import pickle
+import subprocess
+import sys
 from collections import Counter
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 from forks import posix, together
+from distsmooth.data import load_dataset
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
-from distsmooth.training import Run, TrainConfig, batch_indices, chance, images, raw_task, reverse_task, smooth_task, train
+from distsmooth.training import (Batches, Trainer, TrainConfig, batch_indices, make_generator, images, make_accelerator, raw_objective, reverse_objective, seeded, smooth_objective, to_device,
+                                 train)
 
 KERNEL, SIGMAS = GaussianKernel(0.3), (0.1, 1.0)
 def net(**kwargs):
@@ -15,29 +22,29 @@ def net(**kwargs):
     return PixelCNNpp(size=8, n_filters=4, n_resnet=1, n_mix=2, **{'dropout': 0., **kwargs})
 def stripes(n=64): return (torch.arange(8) % 2 * 1.6 - .8).expand(n, 1, 8, 8).clone()*torch.where(torch.rand(n, 1, 1, 1) < .5, 1., -1.)
 def config(**kwargs): return TrainConfig(**{'steps': 12, 'batch_size': 8, 'init_batch': 16, 'warmup': 2, 'ema': .5, **kwargs})
-def exact_run(task=smooth_task(KERNEL), data=None, net_kwargs={}, **kwargs):
+def exact_run(task=smooth_objective(KERNEL), data=None, net_kwargs={}, **kwargs):
     "A run in float64, on data that are the same each time"
     x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)*2 - 1
-    return Run(net(**net_kwargs).double(), x if data is None else data, task, config(**kwargs))
+    return Trainer(net(**net_kwargs).double(), x if data is None else data, task, config(**kwargs))
 def copies(run): return [{k: v.clone() for k, v in m.state_dict().items()} for m in (run.model, run.ema)]
 
 # tasks and randomness
 
 def test_every_task_says_what_it_tells_the_model():
     x = torch.rand(5, 1, 8, 8)
-    target, told = raw_task(x)
+    target, told = raw_objective(x)
     assert target is x and told == {}
-    assert smooth_task(KERNEL)(x)[1] == {} and set(smooth_task(KERNEL, SIGMAS)(x)[1]) == {'sigma'}
-    target, told = reverse_task(KERNEL)(x)
-    assert target is x and set(told) == {'context'} and set(reverse_task(KERNEL, 0., SIGMAS)(x)[1]) == {'context', 'sigma'}
+    assert smooth_objective(KERNEL)(x)[1] == {} and set(smooth_objective(KERNEL, SIGMAS)(x)[1]) == {'sigma'}
+    target, told = reverse_objective(KERNEL)(x)
+    assert target is x and set(told) == {'context'} and set(reverse_objective(KERNEL, 0., SIGMAS)(x)[1]) == {'context', 'sigma'}
 
 def test_reverse_task_noise():
     x = torch.zeros(4000, 1, 1, 4)
-    target, told = reverse_task(KERNEL, clean_noise=.01)(x, torch.Generator().manual_seed(0))
+    target, told = reverse_objective(KERNEL, clean_noise=.01)(x, torch.Generator().manual_seed(0))
     assert abs(target.std() - .01) < 5e-4 and abs(told['context'].std() - .3) < 1e-2
     assert abs(torch.corrcoef(torch.stack([target.flatten(), told['context'].flatten()]))[0, 1]) < .05
 
-@pytest.mark.parametrize('make', [smooth_task, lambda k, s: reverse_task(k, 0., s)], ids=['smooth', 'reverse'])
+@pytest.mark.parametrize('make', [smooth_objective, lambda k, s: reverse_objective(k, 0., s)], ids=['smooth', 'reverse'])
 def test_levels_are_log_uniform_and_true(make):
     x = torch.zeros(3000, 1, 4, 4)
     target, told = make(KERNEL, (.1, 1.))(x, torch.Generator().manual_seed(0))
@@ -49,7 +56,7 @@ def test_levels_are_log_uniform_and_true(make):
     for group in ratio[sigma.argsort()].split(1000): assert abs(group.pow(2).mean().sqrt() - 1) < .02
 
 def test_chance_is_for_one_purpose():
-    draw = lambda *what: torch.rand(4, generator=chance(*what)).tolist()
+    draw = lambda *what: torch.rand(4, generator=make_generator(*what)).tolist()
     assert draw(0, 'noise', 3) == draw(0, 'noise', 3)
     assert len({tuple(draw(*w)) for w in [(0, 'noise', 3), (0, 'noise', 4), (1, 'noise', 3), (0, 'init', 3), (0, 'dropout', 3, 0), (0, 'dropout', 3, 1)]}) == 6
 
@@ -81,17 +88,113 @@ def test_images_of_every_kind_of_data(index):
     x, index = torch.rand(5, 1, 8, 8), torch.tensor(index)
     for data in (x, torch.utils.data.TensorDataset(x, torch.arange(5)), OneByOne(x)): assert torch.equal(images(data, index), x[index])
 
+class Counted(OneByOne):
+    "Knows which images it has handed out"
+    def __init__(self, x):
+        super().__init__(x)
+        self.seen = []
+    def __getitem__(self, i):
+        self.seen.append(i)
+        return super().__getitem__(i)
+
+@pytest.mark.parametrize('task', [smooth_objective(KERNEL), smooth_objective(KERNEL, SIGMAS), reverse_objective(KERNEL, .1, SIGMAS)], ids=['smooth', 'levels', 'reverse'])
+def test_each_process_reads_its_rows_alone(task):
+    "And gets the noise that the whole batch gives them"
+    x, c = torch.rand(20, 1, 8, 8), config(batch_size=7)
+    (target, told), index = Batches(x, task, c)[4], batch_indices(20, 7, 4)
+    assert target.isfinite().all() and len(target) == 7
+    for part in range(3):
+        data = Counted(x)
+        mine, said = Batches(data, task, c, part, 3)[4]
+        assert data.seen == index[part::3].tolist()
+        assert torch.equal(mine, target[part::3]) and said.keys() == told.keys() and all(torch.equal(v, told[k][part::3]) for k, v in said.items())
+
+def test_a_task_that_mixes_rows_can_not_go_unnoticed():
+    mixing = lambda x, generator=None: (x - x.mean(0), {})
+    assert Batches(stripes(), mixing, config())[0][0].isfinite().all() and Batches(stripes(), mixing, config(), 1, 2)[0][0].isnan().all()
+
+@pytest.mark.parametrize('task', [raw_objective, smooth_objective(KERNEL, SIGMAS), reverse_objective(KERNEL, .1)], ids=['raw', 'smooth', 'reverse'])
+def test_batches_can_be_sent_to_another_process(task):
+    here = Batches(torch.rand(20, 1, 8, 8), task, config())
+    for a, b in zip(here[3], pickle.loads(pickle.dumps(here))[3]): assert_close(a, b, rtol=0, atol=0)
+
+@posix
+@pytest.mark.parametrize('kind', [torch.Tensor.clone, OneByOne], ids=['tensor', 'one by one'])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_the_loader_starts_at_any_step(kind, num_workers):
+    run = exact_run(data=kind(stripes(20)), num_workers=num_workers, steps=9)
+    for start in (0, 5):
+        run.step = start
+        batches = list(run.loader())
+        assert len(batches) == 9 - start
+        for step, (target, told) in enumerate(batches, start): assert torch.equal(target, run.batches[step][0]) and told == {}
+
+def test_a_finished_run_has_nothing_to_load():
+    run = exact_run()
+    run.step = run.total
+    assert list(run.loader()) == list(run.go()) == []
+
+def test_batches_on_a_device_are_the_same():
+    target, told = to_device((torch.rand(2, 1, 8, 8), dict(sigma=torch.rand(2))), torch.device('meta'))
+    assert target.device.type == told['sigma'].device.type == 'meta' and target.shape == (2, 1, 8, 8)
+
 # the whole run
 
 def test_same_seed_same_run_to_the_bit():
     x = stripes()
-    runs = [[(s.loss, s.ema.state_dict()) for s in train(net(), x, smooth_task(KERNEL), config())][-1] for _ in range(2)]
+    runs = [[(s.loss, s.ema.state_dict()) for s in train(net(), x, smooth_objective(KERNEL), config())][-1] for _ in range(2)]
     assert runs[0][0] == runs[1][0]
     assert_close(runs[0][1], runs[1][1], rtol=0, atol=0)
 
+@posix
+def test_workers_change_nothing():
+    x = stripes()
+    a, b = ([(s.loss, s.ema.state_dict()) for s in train(net(dropout=.5), OneByOne(x), smooth_objective(KERNEL), config(num_workers=n))][-1] for n in (0, 2))
+    assert a[0] == b[0]
+    assert_close(a[1], b[1], rtol=0, atol=0)
+
+def test_a_run_goes_on_where_it_stands():
+    whole, parted = exact_run(), exact_run()
+    losses = [s.loss for s in whole.go()]
+    first = [s.loss for _, s in zip(range(5), parted.go())]
+    rest = list(parted.go())
+    assert first + [s.loss for s in rest] == losses and [s.step for s in rest] == list(range(6, 13)) and [s.lr for s in rest] == [whole.config.lr_at(i, 12) for i in range(5, 12)]
+    assert_close(copies(parted), copies(whole), rtol=0, atol=0)
+
+def test_a_whole_run_leaves_other_randomness_alone():
+    run = exact_run(net_kwargs=dict(dropout=.5))
+    before = torch.random.get_rng_state()
+    for state in run.go(): assert torch.equal(torch.random.get_rng_state(), before)
+
+def test_seeded_numbers_end_where_they_began():
+    before = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError), seeded(torch.device('cpu'), 0, 'dropout', 3):
+        assert torch.equal(torch.rand(4), torch.rand(4, generator=make_generator(0, 'dropout', 3)))
+        1/0
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_seeded_numbers_of_a_gpu():
+    device = torch.device('cuda', torch.cuda.current_device())
+    before, draws = torch.cuda.get_rng_state(device), []
+    for _ in range(2):
+        with seeded(device, 0, 'dropout', 3): draws.append(torch.rand(4, device=device))
+    assert torch.equal(*draws) and torch.equal(torch.cuda.get_rng_state(device), before)
+
+@pytest.mark.parametrize('kwargs', [dict(bf16=True), dict(compile=True), dict(bf16=True, compile=True)], ids=['bf16', 'compile', 'both'])
+def test_other_arithmetic_learns_the_same(kwargs):
+    "Layers in bfloat16, blocks compiled: nearly the losses of plain float32, and float32 weights"
+    torch.compiler.set_default_backend('aot_eager')  # traces, as every backend does, and compiles no C++
+    try: runs = [list(train(net(), stripes(), smooth_objective(KERNEL), config(steps=4, **k))) for k in ({}, kwargs)]
+    finally: torch.compiler.set_default_backend('inductor')
+    plain, other = ([s.loss for s in states] for states in runs)
+    assert plain != other if 'bf16' in kwargs else True
+    assert_close(other, plain, rtol=0, atol=.05 if 'bf16' in kwargs else 1e-5)
+    assert {p.dtype for p in runs[1][-1].ema.parameters()} == {torch.float32} and all(p.isfinite().all() for p in runs[1][-1].ema.parameters())
+
 def test_another_seed_is_another_run():
     x = stripes()
-    a, b = ([s.loss for s in train(net(), x, smooth_task(KERNEL), config(seed=seed, steps=3))] for seed in (0, 1))
+    a, b = ([s.loss for s in train(net(), x, smooth_objective(KERNEL), config(seed=seed, steps=3))] for seed in (0, 1))
     assert a != b
 
 def test_dropout_comes_from_the_step_and_leaves_other_randomness_alone():
@@ -108,8 +211,8 @@ def test_dropout_comes_from_the_step_and_leaves_other_randomness_alone():
     run.batch = lambda: (run.data, {})
     assert run.advance() != run.advance()  # the same images and weights: only what is dropped differs
 
-@pytest.mark.parametrize('task, kwargs', [(smooth_task(KERNEL), {}), (smooth_task(KERNEL, SIGMAS), dict(sigmas=SIGMAS)), (raw_task, dict(head='discretized')),
-                                          (reverse_task(KERNEL), dict(head='discretized', context_channels=1))], ids=['smooth', 'levels', 'raw', 'reverse'])
+@pytest.mark.parametrize('task, kwargs', [(smooth_objective(KERNEL), {}), (smooth_objective(KERNEL, SIGMAS), dict(sigma_range=SIGMAS)), (raw_objective, dict(head='discretized')),
+                                          (reverse_objective(KERNEL), dict(head='discretized', context_channels=1))], ids=['smooth', 'levels', 'raw', 'reverse'])
 def test_every_task_learns(task, kwargs):
     losses = [s.loss for s in train(net(**kwargs), stripes(), task, config(steps=30, lr=1e-2))]
     assert sum(losses[-5:]) < 0.85*sum(losses[:5])
@@ -124,13 +227,35 @@ def test_loss_is_nats_per_dimension():
     assert_close(run.losses(target, **told), expected, rtol=1e-10, atol=1e-10)
 
 def test_average_of_the_weights():
-    run, expected = exact_run(ema=.7), None
-    for _ in range(4):
+    "Its decay grows to .7, which it reaches after 20 steps"
+    run, expected = exact_run(ema=.7, steps=25), None
+    for t in range(25):
         run.advance()
         now = {k: p.detach().clone() for k, p in run.model.named_parameters()}
-        expected = now if expected is None else {k: .7*expected[k] + .3*now[k] for k in now}
+        decay = min(.7, (1+t)/(10+t))
+        expected = now if expected is None else {k: decay*expected[k] + (1-decay)*now[k] for k in now}
     assert_close({k: p.detach() for k, p in run.ema.module.named_parameters()}, expected, rtol=1e-12, atol=1e-12)
     assert not run.ema.training and not run.ema.module.training
+
+@pytest.mark.parametrize('ema, steps', [(.999, 30), (.999, 300), (.999, 3750), (.9995, 300), (.9, 300)])
+def test_the_average_forgets_its_start(ema, steps):
+    "A model of one weight, 1 at the first step and 0 afterwards: its average is the share of the first step"
+    run = Trainer(torch.nn.Linear(1, 1, bias=False).double(), torch.zeros(16, 1), raw_objective, TrainConfig(ema=ema))
+    for step in range(steps):
+        torch.nn.init.constant_(run.model.weight, float(step == 0))
+        run.ema.update_parameters(run.model)
+    share = run.ema.module.weight.item()
+    assert 0 < share < 1e-6 and share == pytest.approx(math.prod(min(ema, (1+t)/(10+t)) for t in range(1, steps)), rel=1e-9)
+
+@pytest.mark.parametrize('steps', [30, 100])
+def test_the_average_of_a_short_run_is_no_worse_than_the_network(steps):
+    "On held-out digits, by more than what is left of the noise in 2 x 500 of them"
+    digits, test = (F.adaptive_avg_pool2d(load_dataset('digits', split)[:n][0], 8) for split, n in (('train', 2000), ('test', 500)))
+    model, kernel = net(), GaussianKernel(.5)
+    for state in train(model, digits, smooth_objective(kernel), TrainConfig(steps=steps, warmup=10)): pass
+    x_noisy = kernel.sample(test, torch.Generator().manual_seed(1))
+    with torch.no_grad(): mean, last = (-m.eval().log_prob(x_noisy).double()/model.dims for m in (state.ema, model))
+    assert (mean - last).mean() < .01 and mean.mean() < 1.5
 
 def test_without_average_it_is_the_network():
     run = exact_run(ema=0.)
@@ -138,7 +263,7 @@ def test_without_average_it_is_the_network():
     assert_close(run.ema.module.state_dict(), run.model.state_dict(), rtol=0, atol=0)
 
 def test_the_caller_may_stop():
-    states = train(net(), stripes(), smooth_task(KERNEL), config(steps=10**9))
+    states = train(net(), stripes(), smooth_objective(KERNEL), config(steps=10**9))
     assert [s.step for s, _ in zip(states, range(3))] == [1, 2, 3]
 
 # configuration
@@ -166,12 +291,12 @@ def test_the_optimizer_uses_the_schedule():
         assert run.optimizer.param_groups[0]['lr'] == run.config.lr_at(step, 5)
 
 @pytest.mark.parametrize('field, value', [('steps', 0), ('epochs', 0), ('batch_size', -1), ('accumulate', 0), ('lr', 0.), ('lr', math.nan), ('warmup', -1), ('clip', 0.), ('ema', 1.),
-                                          ('ema', -.1), ('decay', 0.), ('decay', 1.1), ('init_batch', -1), ('schedule', 'linear')])
+                                          ('ema', -.1), ('decay', 0.), ('decay', 1.1), ('init_batch', -1), ('num_workers', -1), ('schedule', 'linear')])
 def test_bad_configuration(field, value):
     with pytest.raises(ValueError, match=f'{field} must.*got {value!r}'): TrainConfig(**{field: value})
 
 def test_no_data():
-    with pytest.raises(ValueError, match='data must hold at least one image'): Run(net(), torch.zeros(0, 1, 8, 8), raw_task)
+    with pytest.raises(ValueError, match='data must hold at least one image'): Trainer(net(), torch.zeros(0, 1, 8, 8), raw_objective)
 
 # nonsense
 
@@ -212,7 +337,7 @@ def test_an_infinite_gradient_is_refused():
     assert_close(copies(run), before, rtol=0, atol=0)
 
 def test_a_first_batch_of_rubbish_is_refused():
-    with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_task(KERNEL), config()))
+    with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_objective(KERNEL), config()))
 
 # parts and processes
 
@@ -226,7 +351,7 @@ def gradients(steps=0, **kwargs):
 @pytest.mark.parametrize('accumulate', [2, 3, 7, 20])
 def test_parts_give_the_gradient_of_the_whole(accumulate):
     "Seven images in 2 parts (4, 3), in 3 (3, 2, 2), one by one, and in more parts than there are images"
-    kwargs = dict(task=smooth_task(KERNEL, SIGMAS), net_kwargs=dict(sigmas=SIGMAS), batch_size=7, init_batch=0)
+    kwargs = dict(task=smooth_objective(KERNEL, SIGMAS), net_kwargs=dict(sigma_range=SIGMAS), batch_size=7, init_batch=0)
     assert_close(gradients(accumulate=accumulate, **kwargs)[:2], gradients(**kwargs)[:2], rtol=1e-10, atol=1e-10)
 
 def test_the_gradient_may_be_asked_for_twice():
@@ -237,9 +362,9 @@ def test_the_gradient_may_be_asked_for_twice():
     assert_close({k: p.grad for k, p in run.model.named_parameters()}, once, rtol=0, atol=0)
 
 CASES = {'initialised': dict(init_batch=8), 'not initialised': dict(init_batch=0),
-         'levels, in parts': dict(task=smooth_task(KERNEL, SIGMAS), net_kwargs=dict(sigmas=SIGMAS), accumulate=2, init_batch=8),
+         'levels, in parts': dict(task=smooth_objective(KERNEL, SIGMAS), net_kwargs=dict(sigma_range=SIGMAS), accumulate=2, init_batch=8),
          'more parts than images': dict(accumulate=4, init_batch=0),
-         'reverse': dict(task=reverse_task(KERNEL), net_kwargs=dict(context_channels=1), init_batch=8)}
+         'reverse': dict(task=reverse_objective(KERNEL), net_kwargs=dict(context_channels=1), init_batch=8)}
 
 @posix
 def test_two_processes_are_one_run():
@@ -262,3 +387,54 @@ def test_fewer_images_than_processes_are_refused():
         with pytest.raises(ValueError, match='batch_size must'): exact_run(batch_size=1, init_batch=0).advance()
         return True
     assert together(work) == [True, True]
+
+@posix
+def test_two_processes_that_read_ahead_are_one_run():
+    "From the loader on: what is logged, and the averages"
+    def work(rank):
+        run = exact_run(batch_size=7, steps=4, net_kwargs=dict(sigma_range=SIGMAS), task=smooth_objective(KERNEL, SIGMAS), num_workers=1)
+        return [s.loss for s in run.go()], *copies(run)
+    one, (first, second) = work(0), together(work)
+    assert_close(first, one, rtol=1e-10, atol=1e-10)
+    assert_close(second, first, rtol=0, atol=0)
+
+@posix
+@pytest.mark.parametrize('init_batch', [0, 8])
+def test_all_processes_start_from_the_weights_of_the_first(init_batch):
+    "Even if those of the second differ, or its first batch does"
+    def work(rank):
+        run = exact_run(init_batch=init_batch, batch_size=7)
+        task = run.task
+        if rank: run.task = lambda x, generator=None: task(x*.9, generator)
+        with torch.no_grad():
+            for p in run.model.parameters(): p.add_(.01*rank)
+        run.initialise()
+        return copies(run)[0]
+    alone, (first, second) = work(0), together(work)
+    assert_close(second, first, rtol=0, atol=0)
+    assert_close(first, alone, rtol=1e-10, atol=1e-10)
+
+# what the environment says
+
+@pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'])
+def test_networks_in_pieces_are_refused(kind, monkeypatch):
+    monkeypatch.setenv(f'ACCELERATE_USE_{kind}', 'true')
+    with pytest.raises(ValueError, match=f'ACCELERATE_USE_{kind} must not be set.*plain multi-GPU or multi-CPU'): make_accelerator()
+
+ENVIRONMENT = dict(ACCELERATE_MIXED_PRECISION='bf16', ACCELERATE_GRADIENT_ACCUMULATION_STEPS='4', ACCELERATE_DYNAMO_BACKEND='INDUCTOR')
+CODE = """
+import sys, torch
+from distsmooth.pixelcnn import PixelCNNpp
+from distsmooth.training import TrainConfig, raw_objective, train
+torch.manual_seed(0)
+x, model = torch.rand(20, 1, 8, 8)*2 - 1, PixelCNNpp(size=8, n_filters=4, n_resnet=1, n_mix=2)
+losses = [s.loss for s in train(model, x, raw_objective, TrainConfig(steps=3, batch_size=8, init_batch=8, warmup=0))]
+torch.save((losses, model.state_dict()), sys.argv[1])
+"""
+def test_the_configuration_of_accelerate_changes_nothing(tmp_path):
+    "A process with the variables that `accelerate launch` makes of the user's file, and one without"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('ACCELERATE_')} | dict(ACCELERATE_USE_CPU='true')
+    for name, env in (('plain', clean), ('configured', clean | ENVIRONMENT)): subprocess.run([sys.executable, '-c', CODE, tmp_path/name], env=env, check=True)
+    plain, configured = (torch.load(tmp_path/name) for name in ('plain', 'configured'))
+    assert plain[0] == configured[0]
+    assert_close(configured[1], plain[1], rtol=0, atol=0)

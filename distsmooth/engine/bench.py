@@ -52,7 +52,11 @@ def parts(
     "One network, or two; a `ValueError` for a `SmoothedModel` that has only one"
     if not isinstance(model, SmoothedModel): return [model]
     if model.reverse is None: raise ValueError('model must have both networks, but it has no reverse: give model.smooth alone')
-    return [net.at(model.kernel.sigma) for net in (model.smooth, model.reverse)]
+    return [model.smooth, model.reverse]
+
+def _dist(model, net, context=None):
+    "What a network of `model` says, at the noise level that the model starts from"
+    return net.dist_at(getattr(getattr(model, 'kernel', None), 'sigma', None), context=context)
 
 def run(
     model, # An `Autoregressive` without context, or a `SmoothedModel` with both networks
@@ -62,7 +66,7 @@ def run(
     "Draw with every network in turn"
     x, items = None, 0
     for part, u in zip(parts(model), uniforms if isinstance(uniforms, tuple) else (uniforms,)):
-        for _, y in draw(part, u, x if part.context_channels else None, **how): items += 1
+        for _, y in draw(_dist(model, part, x if part.context_channels else None), u, **how): items += 1
         x = y
     return x, items
 
@@ -75,16 +79,17 @@ def pass_seconds(
     dtype:torch.dtype=None, # Of the arithmetic
 ) -> float: # Seconds
     "One forward pass of every network over `n` whole images"
-    passes = [_one_pass(part, n, dtype) for part in parts(model)]
+    passes = [_one_pass(model, part, n, dtype) for part in parts(model)]
     work = lambda: [p() for p in passes]
     work()
     return median(seconds(work, next(model.parameters()).device) for _ in range(repeats))
 
-def _one_pass(part, n, dtype):
+def _one_pass(model, part, n, dtype):
     "A function that calls a network on `n` blank images"
     net, p = fold_weight_norm(part, dtype), next(part.parameters())
     x = torch.zeros(n, part.channels, *part.size, dtype=dtype or p.dtype, device=p.device)
-    return partial(net, x, x.new_zeros(n, part.context_channels, *part.size) if part.context_channels else None)
+    context = x.new_zeros(n, part.context_channels, *part.size) if part.context_channels else None
+    return partial(net, x, **_dist(model, net, context).conditions)
 
 # %% ../../nbs/engine/bench.ipynb #35ef643d
 def _resident():
@@ -134,13 +139,14 @@ def _tensors(thing, seen):
     if type(thing).__module__.startswith('distsmooth'): inside = vars(thing).values()
     for part in inside: yield from _tensors(part, seen)
 
-def _reached(net, n):
+def _reached(model, net, n):
     "Bytes that the steps of `net` (as `fold_weight_norm` leaves it) hold for `n` images, its own weights and the canvas left out"
     p = next(net.parameters())
     x, context = (p.new_zeros(n, c, *net.size) for c in (net.channels, net.context_channels))
-    steps = net.steps(x, context=context if net.context_channels else None)
-    for i in range(net.row_multiple): steps.row(i)
-    sizes = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(steps, {}))}
+    conditions = _dist(model, net, context if net.context_channels else None).conditions
+    decoder = net.decoder(net.encode(**conditions), x)
+    for i in range(net.row_multiple): decoder.row(i)
+    sizes = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(decoder, {}))}
     for t in (x, *net.state_dict().values()): sizes.pop(t.untyped_storage().data_ptr(), None)
     return sum(sizes.values())
 
@@ -153,7 +159,7 @@ def kept_bytes(
 ) -> int: # Bytes
     "What the cached sampler keeps from one pixel to the next for the images; the canvas, the networks' weights and rearranged copies of them are left out"
     nets = [fold_weight_norm(part, dtype) for part in parts(model)]
-    return sum(_reached(net, n) - (2*_reached(net, LANES) - _reached(net, 2*LANES)) for net in nets)  # less what does not grow with n
+    return sum(_reached(model, net, n) - 2*_reached(model, net, LANES) + _reached(model, net, 2*LANES) for net in nets)  # less what does not grow with n
 
 # %% ../../nbs/engine/bench.ipynb #042ef3f5
 @torch.no_grad()

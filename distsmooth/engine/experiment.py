@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'QUANTITIES', 'COLUMNS', 'Data', 'Objective', 'Network', '
 import csv
 import io
 import math
-import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
@@ -18,10 +18,10 @@ from typing import Literal, Optional
 # %% ../../nbs/engine/experiment.ipynb #7bfdead4
 import torch
 import yaml
+from accelerate.utils import gather_object
 from fastcore.basics import patch
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
-from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/experiment.ipynb #4abcb036
 from .checkpoint import Checkpoints, write_whole
@@ -29,8 +29,10 @@ from ..conditional import StackedPixelCNNpp
 from ..data import load_dataset
 from ..pipeline import KERNELS, save_parts
 from ..pixelcnn import PixelCNNpp
+from ..checks import check_fields, within
 from ..smoothing import check_sigma, check_sigma_range
-from ..training import Trainer, TrainConfig, make_generator, images, raw_objective, reverse_objective, smooth_objective
+from ..training import (TrainConfig, Trainer, images, make_generator, raw_objective, reverse_objective,
+                                 smooth_objective)
 
 # %% ../../nbs/engine/experiment.ipynb #6cf4f2b3
 @dataclass
@@ -48,21 +50,24 @@ class Data:
 class Objective:
     "What to learn about them"
     part:Literal['smooth', 'reverse', 'raw']='smooth' # p(x_noisy), p(x | x_noisy), or p(x) to compare with
-    kernel:Literal['GaussianKernel', 'LaplaceKernel', 'UniformKernel']='GaussianKernel' # the paper's, and the only one that has a single step
+    kernel:Literal['GaussianKernel', 'LaplaceKernel', 'UniformKernel']='GaussianKernel' # the paper's; only it has a single step
     sigma:float=0.5 # noise level in the [-1, 1] scale; 0.5 for MNIST and 0.3 for colour images in the paper's code
-    sigma_range:Optional[tuple[float, float]]=None # (lowest, highest): one network for all levels between, sigma is then the one it starts from
-    clean_noise:float=0.0 # on the target of a continuous reverse model; 0.01 in the paper's code
+    sigma_range:Optional[tuple[float, float]]=None # (lowest, highest): one network for all between; sigma is where it starts
+    clean_noise:float=within('[0, inf)', 0.) # on the target of a continuous reverse model; 0.01 in the paper's code
 
     def __post_init__(self):
+        check_fields(self)
         self.sigma_range = check_sigma_range(self.sigma_range)
         low, high = self.sigma_range or (0, math.inf)
-        if not low <= check_sigma(self.sigma) <= high: raise ValueError(f'sigma must lie within sigma_range, {self.sigma_range}, got {self.sigma!r}')
+        if not low <= check_sigma(self.sigma) <= high:
+            raise ValueError(f'sigma must lie within sigma_range, {self.sigma_range}, got {self.sigma!r}')
     @property
     def noise(self): return KERNELS[self.kernel](self.sigma)
     @property
     def make(self):
         "Clean images to what is learned from what, see `distsmooth.training`"
-        return {'smooth': smooth_objective(self.noise, self.sigma_range), 'reverse': reverse_objective(self.noise, self.clean_noise, self.sigma_range), 'raw': raw_objective}[self.part]
+        return {'smooth': smooth_objective(self.noise, self.sigma_range), 'raw': raw_objective,
+                'reverse': reverse_objective(self.noise, self.clean_noise, self.sigma_range)}[self.part]
 
 # %% ../../nbs/engine/experiment.ipynb #d958266d
 @dataclass
@@ -73,43 +78,41 @@ class Network:
     n_mix:int=10 # components of each pixel's mixture
     head:Literal['continuous', 'discretized']='continuous' # densities, as published, or probabilities of 8-bit values
     dropout:float=0.5 # share of elements dropped in each block
-    context:Literal['encoder', 'stacked']='encoder' # how a reverse model sees x_noisy: by a network of its own, or, as published, above the image in one canvas
+    context:Literal['encoder', 'stacked']='encoder' # how a reverse model sees x_noisy: own network, or (published) above the image
+    n_classes:int=within('[0, inf)', 0) # class labels that it is told; 0 for none
+    __post_init__ = check_fields
 
     def make(self,
         channels:int, # Of the images
         size, # (H, W) of the images
-        task:Objective, # What it is for
+        objective:Objective, # What it is for
     ): # A `PixelCNNpp` or `StackedPixelCNNpp`
-        shape = dict(channels=channels, size=tuple(size), n_filters=self.n_filters, n_resnet=self.n_resnet, n_mix=self.n_mix, head=self.head,
-                     dropout=self.dropout, sigma_range=None if task.part == 'raw' else task.sigma_range)
-        if task.part == 'reverse' and self.context == 'stacked': return StackedPixelCNNpp(**shape)
-        return PixelCNNpp(**shape, context_channels=channels if task.part == 'reverse' else 0)
+        own = {k: v for k, v in asdict(self).items() if k != 'context'}
+        sigma_range = None if objective.part == 'raw' else objective.sigma_range
+        shape = dict(channels=channels, size=tuple(size), sigma_range=sigma_range, **own)
+        if objective.part == 'reverse' and self.context == 'stacked': return StackedPixelCNNpp(**shape)
+        return PixelCNNpp(**shape, context_channels=channels if objective.part == 'reverse' else 0)
 
 # %% ../../nbs/engine/experiment.ipynb #2c0e51d7
 @dataclass
 class Log:
     "What to write down"
-    every:int=50 # steps between two lines of the log
-    test_every:int=1000 # steps between two looks at test images; 0 for one at the end
-    test_images:int=1000 # how many of them; 0 for all
-    sample_every:int=1000 # steps between two grids of samples; 0 for one at the end
-    samples:int=16 # images in a grid; 0 for none
-    save_every:int=500 # steps between two checkpoints
-    keep:int=3 # checkpoints that are kept
+    every:int=within('[1, inf)', 50) # steps between two lines of the log
+    test_every:int=within('[0, inf)', 1000) # steps between two looks at test images; 0 for one at the end
+    test_images:int=within('[0, inf)', 1000) # how many of them; 0 for all
+    sample_every:int=within('[0, inf)', 1000) # steps between two grids of samples; 0 for one at the end
+    samples:int=within('[0, inf)', 16) # images in a grid; 0 for none
+    save_every:int=within('[1, inf)', 500) # steps between two checkpoints
+    keep:int=within('[1, inf)', 3) # checkpoints that are kept
     tensorboard:bool=True # write TensorBoard's files beside log.csv
-
-    def __post_init__(self):
-        for name in ('every', 'save_every', 'keep'):
-            if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)!r}')
-        for name in ('test_every', 'test_images', 'sample_every', 'samples'):
-            if getattr(self, name) < 0: raise ValueError(f'{name} must be at least 0, got {getattr(self, name)!r}')
+    __post_init__ = check_fields
 
 # %% ../../nbs/engine/experiment.ipynb #51b891ca
 @dataclass
 class Recipe:
     "All that a run depends on, and what to write down"
     data:Data=field(default_factory=Data) # which images
-    task:Objective=field(default_factory=Objective) # what to learn about them
+    objective:Objective=field(default_factory=Objective) # what to learn about them
     network:Network=field(default_factory=Network) # with which network
     train:TrainConfig=field(default_factory=TrainConfig) # how
     log:Log=field(default_factory=Log) # what to write down
@@ -118,8 +121,8 @@ class Recipe:
     def settings(self) -> dict:
         "What a run must keep when it is resumed: where the data are, what is logged, and how a step is worked off may change"
         d = asdict(self)
-        for k in ('accumulate', 'bf16', 'compile'): del d['train'][k]
-        return {k: d[k] for k in ('task', 'network', 'train')} | {'data': {k: d['data'][k] for k in ('name', 'size')}}
+        for k in ('accumulate', 'bf16', 'compile', 'num_workers', 'pin_memory'): del d['train'][k]
+        return {k: d[k] for k in ('objective', 'network', 'train')} | {'data': {k: d['data'][k] for k in ('name', 'size')}}
 
 # %% ../../nbs/engine/experiment.ipynb #2ef7466a
 RECIPES = Path(__file__).parent/'recipes' if '__file__' in globals() else Path('../distsmooth/recipes')
@@ -131,7 +134,8 @@ def recipe_names() -> list: # Of str
 # %% ../../nbs/engine/experiment.ipynb #13c323ad
 QUANTITIES = {
     ('smooth', 'continuous'): 'density of smoothed images on the [-1, 1] scale, exact',
-    ('reverse', 'continuous'): 'density of clean images given smoothed ones on the [-1, 1] scale: conditional, not a likelihood of the data',
+    ('reverse', 'continuous'): 'density of clean images given smoothed ones on the [-1, 1] scale: conditional, '
+                               'not a likelihood of the data',
     ('reverse', 'discretized'): '8-bit images given smoothed ones: conditional, not a likelihood of the data',
     ('raw', 'continuous'): 'density of clean images on the [-1, 1] scale, exact',
     ('raw', 'discretized'): '8-bit images, exact',
@@ -142,7 +146,8 @@ def quantity(
     head:str, # 'continuous' or 'discretized'
 ) -> str: # For logs and cards
     "What a negative log-likelihood is of; a `ValueError` for probabilities of 8-bit values where the data have none"
-    if (part, head) not in QUANTITIES: raise ValueError(f"head must be 'continuous' for smoothed images, which are no 8-bit values, got {head!r}")
+    if (part, head) not in QUANTITIES:
+        raise ValueError(f"head must be 'continuous' for smoothed images, which are no 8-bit values, got {head!r}")
     return QUANTITIES[part, head]
 
 # %% ../../nbs/engine/experiment.ipynb #73482a5d
@@ -155,33 +160,34 @@ def evaluate(
 ) -> float: # Nats/dim, of `quantity(part, head)`
     "The mean negative log-likelihood of test images, each counted once, whatever the number of processes"
     acc, model, seed = run.accelerator, run.ema.module, run.config.seed
-    index, total = torch.arange(min(n or len(data), len(data))), torch.zeros(2, dtype=torch.float64, device=acc.device)
+    index, mine = torch.arange(min(n or len(data), len(data))), [0., 0]
     for i, batch in enumerate(index.split(batch_size)):
         if i % acc.num_processes != acc.process_index: continue
-        target, told = run.task(images(data, batch), make_generator(seed, 'test', i))
-        nats = -model.log_prob(target.to(acc.device), **{k: v.to(acc.device) for k, v in told.items()})
-        total += torch.stack([nats.double().sum(), torch.tensor(float(len(batch)), dtype=torch.float64, device=acc.device)])
-    nats, count = acc.reduce(total, 'sum').tolist()
+        target, conditions = run.examples(data, batch, make_generator(seed, 'test', i))
+        nats = -model.log_prob(target, **conditions).cpu().double().sum().item() # Not every device has float64
+        mine = [mine[0] + nats, mine[1] + len(batch)]
+    nats, count = map(sum, zip(*gather_object([mine])))
     return nats/count/model.dims
 
 # %% ../../nbs/engine/experiment.ipynb #fd2c7056
 @torch.no_grad()
 def sample_grid(
     run:Trainer, # Whose averaged model draws
-    task:Objective, # What it was trained for
+    objective:Objective, # What it was trained for
     data, # Test images, for a reverse model to start from
     n:int, # Samples
 ) -> torch.Tensor: # (n or 3*n, C, H, W): samples; or clean, smoothed and drawn images
     "What the model believes at the moment"
     model, device = run.ema.module, run.accelerator.device
     uniforms = model.uniforms(n, make_generator(run.config.seed, 'uniforms'))
-    told = {} if model.sigma_range is None else dict(sigma=_spread(*model.sigma_range, n))
-    if task.part != 'reverse': return model.sample(uniforms=uniforms, **told)
+    conditions = {} if model.sigma_range is None else dict(sigma=_spread(*model.sigma_range, n))
+    if model.n_classes: conditions['label'] = torch.arange(n, device=device) % model.n_classes
+    if objective.part != 'reverse': return model.sample(uniforms=uniforms, **conditions)
     x = images(data, torch.arange(n))
-    levels = told.get('sigma', torch.full((n,), task.sigma))[:, None, None, None]
-    noise = KERNELS[task.kernel](1.).sample(torch.zeros_like(x), make_generator(run.config.seed, 'grid'))
+    levels = conditions.get('sigma', torch.full((n,), objective.sigma))[:, None, None, None]
+    noise = KERNELS[objective.kernel](1.).sample(torch.zeros_like(x), make_generator(run.config.seed, 'grid'))
     x_noisy = (x + levels*noise).to(device)
-    return torch.cat([x.to(device), x_noisy, model.sample(context=x_noisy, uniforms=uniforms, **told)])
+    return torch.cat([x.to(device), x_noisy, model.sample(context=x_noisy, uniforms=uniforms, **conditions)])
 
 def _spread(low, high, n): return torch.logspace(math.log10(low), math.log10(high), n)
 
@@ -210,7 +216,8 @@ class CSVLog:
 @patch
 def state(self:Trainer) -> dict: # For `Checkpoints.save`
     "All that the rest of the run depends on"
-    return dict(step=self.step, model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict())
+    parts = dict(model=self.model, ema=self.ema, optimizer=self.optimizer)
+    return dict(step=self.step, **{name: part.state_dict() for name, part in parts.items()})
 
 @patch
 def restore(self:Trainer,
@@ -231,16 +238,20 @@ class Experiment:
         resume:bool=False, # Go on where the run in the folder stands
     ):
         self.recipe, self.out, self.losses = recipe, Path(out), []
-        quantity(recipe.task.part, recipe.network.head)
-        if recipe.task.clean_noise and recipe.network.head == 'discretized': raise ValueError(f'clean_noise must be 0 for 8-bit images, got {recipe.task.clean_noise!r}')
+        quantity(recipe.objective.part, recipe.network.head)
+        if recipe.objective.clean_noise and recipe.network.head == 'discretized':
+            raise ValueError(f'clean_noise must be 0 for 8-bit images, got {recipe.objective.clean_noise!r}')
         self.checkpoints = Checkpoints(self.out/'checkpoints', recipe.log.keep, recipe.settings)
         self.data, self.test = recipe.data.load('train'), recipe.data.load('test')
         torch.manual_seed(recipe.train.seed)
         x = images(self.data, torch.arange(1))
-        self.run = Trainer(recipe.network.make(x.shape[1], x.shape[2:], recipe.task), self.data, recipe.task.make, recipe.train)
+        network = recipe.network.make(x.shape[1], x.shape[2:], recipe.objective)
+        self.run = Trainer(network, self.data, recipe.objective.make, recipe.train)
         self.main = self.run.accelerator.is_main_process
         if resume: self._resume()
-        elif self.checkpoints.steps: raise FileExistsError(f'out holds a run at step {self.checkpoints.steps[-1]} already, {str(out)!r}: resume it, or name another folder')
+        elif self.checkpoints.steps:
+            raise FileExistsError(f'out holds a run at step {self.checkpoints.steps[-1]} already, {str(out)!r}: '
+                                  'resume it, or name another folder')
 
 # %% ../../nbs/engine/experiment.ipynb #4ffa4037
 @patch
@@ -252,7 +263,7 @@ def _resume(self:Experiment):
 @patch
 def _save(self:Experiment):
     "A checkpoint, and the averaged network"
-    save_parts(self.out, self.recipe.task.noise, **{self.recipe.task.part: self.run.ema.module})
+    save_parts(self.out, self.recipe.objective.noise, **{self.recipe.objective.part: self.run.ema.module})
     self.checkpoints.save(self.run.step, dict(self.run.state(), losses=self.losses))
 
 @patch
@@ -266,52 +277,58 @@ def go(self:Experiment,
     progress:bool=True, # Show a bar with the loss and the time that is left
 ) -> float: # Nats/dim of test images at the end
     "Train to the end, and write down what there is to write; what is done is safe at every moment"
-    run, log = self.run, self.recipe.log
-    lines = CSVLog(self.out/'log.csv', run.step) if self.main else None
-    board = SummaryWriter(self.out/'tensorboard', purge_step=run.step + 1) if self.main and log.tensorboard else None
-    bar, start, done, nats = tqdm(total=run.total, initial=run.step, disable=not (progress and self.main), desc='training'), time.time(), run.step, None
-    while run.step < run.total:
-        self.losses.append(_advance(run))
-        bar.update(); bar.set_postfix(nats_per_dim=f'{self.losses[-1]:.3f}')
+    run, log, first, nats = self.run, self.recipe.log, self.run.step, None
+    lines = CSVLog(self.out/'log.csv', first) if self.main else None
+    board = SummaryWriter(self.out/'tensorboard', purge_step=first + 1) if self.main and log.tensorboard else None
+    for state in _steps(run, progress):
+        self.losses.append(state.loss)
         tested = self._due(log.test_every)
         if tested: nats = evaluate(run, self.test, log.test_images)
         if tested or self._due(log.every):
-            speed = (run.step - done)*self.recipe.train.batch_size/(time.time() - start)
-            if self.main: self._write_line(lines, board, nats if tested else None, speed)
+            speed = (state.step - first)*run.n/state.seconds
+            if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
             self.losses = []
         if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
         if self._due(log.save_every) and self.main: self._save()
-    bar.close()
     return nats
 
 # %% ../../nbs/engine/experiment.ipynb #ab9e48f9
 @patch
-def _write_line(self:Experiment, lines, board, nats, speed):
-    step, config = self.run.step, self.recipe.train
-    row = dict(step=step, epoch=round(step*config.batch_size/len(self.data), 4), train_nats_per_dim=sum(self.losses)/len(self.losses),
-               lr=config.lr_at(step-1, self.run.total), images_per_second=round(speed, 2))
+def _write_line(self:Experiment, lines, board, state, nats, speed):
+    step = state.step
+    row = dict(step=step, epoch=round(step*self.run.n/len(self.data), 4), lr=state.lr,
+               train_nats_per_dim=sum(self.losses)/len(self.losses), images_per_second=round(speed, 2))
     if nats is not None: row |= dict(test_nats_per_dim=nats, test_bits_per_dim=nats/math.log(2))
-    lines.add(**row, of=quantity(self.recipe.task.part, self.recipe.network.head))
+    lines.add(**row, of=quantity(self.recipe.objective.part, self.recipe.network.head))
     if not board: return
     for k, v in row.items(): board.add_scalar(k, v, step)
     board.flush()
 
 @patch
 def _draw(self:Experiment, n):
-    x = sample_grid(self.run, self.recipe.task, self.test, n).clamp(-1, 1)
+    x = sample_grid(self.run, self.recipe.objective, self.test, n)
+    bad = (~x.isfinite().flatten(1).all(1)).sum().item()
+    if bad: warnings.warn(f'{bad} of the {n} samples of step {self.run.step} are not finite (drawn in grey): the network '
+                          'diverges, or has learned too little to draw from; '
+                          f'lower lr (now {self.recipe.train.lr:.2g}) if later grids are no better')
+    x = x.nan_to_num(0., 0., 0.).clamp(-1, 1)
     folder = self.out/'samples'
     folder.mkdir(exist_ok=True)
-    write_whole(folder/f'step-{self.run.step:09d}.png', lambda f: save_image((x + 1)/2, f, nrow=min(n, 8) if len(x) == n else n, format='png'))
+    nrow = min(n, 8) if len(x) == n else n
+    path = folder/f'step-{self.run.step:09d}.png'
+    write_whole(path, lambda f: save_image((x + 1)/2, f, nrow=nrow, format='png'))
 
 # %% ../../nbs/engine/experiment.ipynb #82d79e64
-def _advance(run):
-    "One step; a `MemoryError` that says which settings to lower, if it needs more memory than there is"
-    try: return run.advance()
+def _steps(run, progress):
+    "The steps of a run; a `MemoryError` says which settings to lower, if one needs more memory than there is"
+    try: yield from run.go(progress)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e): raise
+        no_room = isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+        if not no_room: raise
         c = run.config
-        raise MemoryError(f'step {run.step} needs more memory than there is: raise accumulate (now {c.accumulate}: same results), lower batch_size (now {c.batch_size}), '
-                          f'or set bf16 (now {c.bf16}). The last checkpoint is untouched ({e})') from e
+        raise MemoryError(f'step {run.step} needs more memory than there is: raise accumulate (now {c.accumulate}: the same '
+                          f'gradient, dropout aside), lower batch_size (now {c.batch_size}), or set bf16 (now {c.bf16}). '
+                          f'The last checkpoint is untouched ({e})') from e
 
 # %% ../../nbs/engine/experiment.ipynb #f04677a5
 def fit(
@@ -320,9 +337,10 @@ def fit(
     resume:bool=False, # Go on where the run in the folder stands: on a CPU, with the same result to the last bit
     progress:bool=True, # Show a bar with the loss and the time that is left
 ) -> float: # Nats/dim of test images at the end
-    "Run a recipe. Raises `FileExistsError` or `ValueError` for a folder that holds another run, `RuntimeError` for one in use, `FloatingPointError`, `MemoryError`"
+    "Run a recipe; `FileExistsError` or `ValueError` for a folder that holds another run, `RuntimeError` for one in use"
     f = Experiment(recipe, out, resume)
     if not f.main: return f.go(progress)
     with f.checkpoints:
-        write_whole(f.out/'recipe.yaml', lambda file: file.write(yaml.safe_dump(asdict(recipe), sort_keys=False).encode()))
+        text = yaml.safe_dump(asdict(recipe), sort_keys=False).encode()
+        write_whole(f.out/'recipe.yaml', lambda file: file.write(text))
         return f.go(progress)

@@ -3,9 +3,10 @@ import csv
 import json
 import math
 import os
-import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,13 +16,13 @@ import yaml
 from torch.testing import assert_close
 from forks import fork, in_child, posix, together, wait
 from distsmooth import runs
-from distsmooth.checkpoint import Checkpoints
+from distsmooth.engine.checkpoint import Checkpoints
 from distsmooth.cli import main
 from distsmooth.pipeline import load_parts
 from distsmooth.pixelcnn import PixelCNNpp
-from distsmooth.runs import COLUMNS, CSVLog, Data, Fit, Log, Network, Recipe, Task, evaluate, fit, quantity, recipe_names, sample_grid
+from distsmooth.engine.experiment import COLUMNS, CSVLog, Data, Experiment, Log, Network, Recipe, Objective, evaluate, fit, quantity, recipe_names, sample_grid
 from distsmooth.smoothing import GaussianKernel, LaplaceKernel
-from distsmooth.training import Run, TrainConfig, chance, raw_task, reverse_task, smooth_task
+from distsmooth.training import Trainer, TrainConfig, make_generator, raw_objective, reverse_objective, smooth_objective
 
 NETWORK = Network(n_filters=4, n_resnet=1, n_mix=1, dropout=.5)
 TRAIN = TrainConfig(steps=6, batch_size=4, init_batch=8, warmup=2, ema=.5)
@@ -41,11 +42,11 @@ class Stop(Exception): pass
 
 def stopped(out, at, recipe=TINY):
     "A run that ends after `at` steps, as if its process had died"
-    f = Fit(recipe, out)
+    f = Experiment(recipe, out)
     advance = f.run.advance
-    def until():
+    def until(batch):
         if f.run.step == at: raise Stop
-        return advance()
+        return advance(batch)
     f.run.advance = until
     with f.checkpoints, pytest.raises(Stop): f.go(progress=False)
     return f
@@ -90,7 +91,7 @@ def test_the_network_in_the_folder_is_the_average(done):
     average = {k.removeprefix('module.'): v for k, v in state['ema'].items() if k != 'n_averaged'}
     assert_close(dict(parts['smooth'].state_dict()), average, rtol=0, atol=0)
     assert any(not torch.equal(v, state['model'][k]) for k, v in average.items())
-    Run_ = Fit(TINY, out, resume=True)
+    Run_ = Experiment(TINY, out, resume=True)
     assert evaluate(Run_.run, Run_.test, 3) == nats
 
 def test_tensorboard_says_the_same(tmp_path):
@@ -109,27 +110,42 @@ def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
     assert text == f'{",".join(COLUMNS)}\n5,,,,,{5/7:.6g},,\n10,,,,,{10/7:.6g},,\n11,,,,,0.5,,\n'
     assert CSVLog(tmp_path/'none.csv', 10).rows == [] and not (tmp_path/'none.csv').exists()
 
-@pytest.mark.parametrize('part, kwargs, rows', [('smooth', {}, 3), ('smooth', dict(sigmas=(.1, 1.)), 3), ('reverse', dict(sigmas=(.1, 1.), kernel='LaplaceKernel'), 9), ('raw', {}, 3)])
+@pytest.mark.parametrize('part, kwargs, rows', [('smooth', {}, 3), ('smooth', dict(sigma_range=(.1, 1.)), 3), ('reverse', dict(sigma_range=(.1, 1.), kernel='LaplaceKernel'), 9), ('raw', {}, 3)])
 def test_grids_of_samples(part, kwargs, rows):
     recipe = tiny(part=part, **kwargs)
     test = torch.rand(4, 1, 8, 8)*2 - 1
-    run = Run(recipe.network.make(1, (8, 8), recipe.task), test, recipe.task.make, TRAIN)
+    run = Trainer(recipe.network.make(1, (8, 8), recipe.task), test, recipe.task.make, TRAIN)
     x = sample_grid(run, recipe.task, test, 3)
     assert x.shape == (rows, 1, 8, 8) and torch.equal(x, sample_grid(run, recipe.task, test, 3))
     if part != 'reverse': return
     clean, x_noisy, drawn = x.chunk(3)
     assert torch.equal(clean, test[:3])
     levels = torch.tensor([.1, .1**.5, 1.])
-    noise = LaplaceKernel(1.).sample(torch.zeros(3, 1, 8, 8), chance(0, 'grid'))
+    noise = LaplaceKernel(1.).sample(torch.zeros(3, 1, 8, 8), make_generator(0, 'grid'))
     assert_close(x_noisy, clean + levels[:, None, None, None]*noise)
-    assert torch.equal(drawn, run.ema.module.sample(context=x_noisy, sigma=levels, uniforms=run.ema.module.uniforms(3, chance(0, 'uniforms'))))
+    assert torch.equal(drawn, run.ema.module.sample(context=x_noisy, sigma=levels, uniforms=run.ema.module.uniforms(3, make_generator(0, 'uniforms'))))
+
+@pytest.mark.parametrize('part, of', [('smooth', 4), ('reverse', 4)])
+def test_samples_that_are_not_finite_are_named(tmp_path, part, of):
+    f = Experiment(tiny(part=part), tmp_path)
+    with torch.no_grad(): f.run.ema.module.out.bias.fill_(math.nan)
+    with pytest.warns(UserWarning, match=f'{of} of the {of} samples of step 0 are not finite.*network diverges.*lower lr .now 0.004'): f._draw(of)
+    assert (tmp_path/'samples'/'step-000000000.png').is_file()
+
+def test_a_run_of_thirty_steps_draws_digits_that_are_numbers(tmp_path):
+    "With the average of the weights that is the default"
+    recipe = tiny(steps=30, batch_size=16, init_batch=128, ema=TrainConfig.ema, warmup=TrainConfig.warmup, n_filters=8, n_mix=5, dropout=0.)
+    f = Experiment(recipe, tmp_path)
+    f.go(progress=False)
+    x = sample_grid(f.run, recipe.task, f.test, 16)
+    assert x.isfinite().all() and x.abs().max() < 20
 
 # test images
 
-def small_run(task=raw_task, seed=0, **kwargs):
+def small_run(task=raw_objective, seed=0, **kwargs):
     torch.manual_seed(0)
     net = PixelCNNpp(size=8, n_filters=4, n_resnet=1, n_mix=2, **kwargs).double()
-    return Run(net, torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)*2 - 1, task, replace(TRAIN, seed=seed, batch_size=7))
+    return Trainer(net, torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)*2 - 1, task, replace(TRAIN, seed=seed, batch_size=7))
 
 @pytest.mark.parametrize('n, batch_size', [(0, 50), (0, 6), (7, 3), (100, 19)])
 def test_each_test_image_counts_once(n, batch_size):
@@ -138,16 +154,16 @@ def test_each_test_image_counts_once(n, batch_size):
     assert evaluate(run, run.data, n, batch_size) == pytest.approx(-model.log_prob(x).mean().item()/64, rel=1e-12)
 
 def test_noise_on_test_images_is_always_the_same():
-    run = small_run(reverse_task(GaussianKernel(.3)), context_channels=1)
+    run = small_run(reverse_objective(GaussianKernel(.3)), context_channels=1)
     first = evaluate(run, run.data, batch_size=6)
     run.step += 1
     torch.manual_seed(9)
-    assert evaluate(run, run.data, batch_size=6) == first != evaluate(small_run(reverse_task(GaussianKernel(.3)), 1, context_channels=1), run.data, batch_size=6)
+    assert evaluate(run, run.data, batch_size=6) == first != evaluate(small_run(reverse_objective(GaussianKernel(.3)), 1, context_channels=1), run.data, batch_size=6)
 
 @posix
 def test_two_processes_judge_as_one():
     def work(rank):
-        run = small_run(smooth_task(GaussianKernel(.3)))
+        run = small_run(smooth_objective(GaussianKernel(.3)))
         return [evaluate(run, run.data, n, batch_size) for n, batch_size in ((0, 6), (7, 3), (2, 50))]
     one = work(0)
     for other in together(work): assert other == pytest.approx(one, rel=1e-12)
@@ -166,27 +182,81 @@ def test_two_processes_make_one_run(tmp_path):
 
 # stopped and resumed
 
+STEPS, EVERY = 120, 4
+def command(data, out):
+    "`distsmooth train` as a user starts it, which goes on where a run stands; what it says is kept beside the folder"
+    settings = ['--data.name', data, '--data.size', '8', *'--network.n_filters 4 --network.n_resnet 1 --network.n_mix 1 --train.batch_size 2 --train.init_batch 4 --log.tensorboard false'.split(),
+                '--train.steps', str(STEPS), '--log.save_every', str(EVERY), *'--log.every 3 --log.keep 2 --log.test_every 50 --log.test_images 3 --log.samples 0'.split()]
+    resume = ['--resume', 'true'] if list(out.glob('checkpoints/step-*.pt')) else []
+    with open(f'{out}.txt', 'a') as said: return subprocess.Popen([Path(sys.executable).parent/'distsmooth', 'train', '--out', out, *settings, *resume], stdout=said, stderr=said)
+
+def freeze_when(process, ready, seconds=600):
+    "What `ready()` says of a process that stands still, as soon as it is true"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if ready():
+            os.kill(process.pid, signal.SIGSTOP)
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f'ended by itself: {status}'
+            if found := ready(): return found
+            os.kill(process.pid, signal.SIGCONT)
+        assert process.poll() is None, f'ended by itself, with {process.returncode}'
+        time.sleep(.0005)
+    raise TimeoutError(f'not ready within {seconds} s')
+
 @posix
-def test_killed_ten_times(tmp_path):
-    "SIGKILL at random moments, resumed each time: the same weights, averages, optimizer and log as without, to the last bit"
-    recipe = tiny(steps=15, every=2, test_every=6, save_every=1, keep=3)
-    start = time.time()
-    in_child(lambda: fit(recipe, tmp_path/'whole', progress=False))
-    length, rng, out, killed = time.time() - start, random.Random(0), tmp_path/'killed', 0
-    while killed < 10:
-        pid = fork(lambda: fit(recipe, out, resume=bool(list(out.glob('checkpoints/step-*.pt'))), progress=False))
-        time.sleep(length*rng.uniform(.05, .2))
-        os.kill(pid, signal.SIGKILL)
-        if wait(pid) == 0: break
-        killed += 1
-    steps = Checkpoints(out/'checkpoints').steps
-    assert killed >= 5 and (not steps or killed == 10 or steps[-1] == 15)
-    in_child(lambda: fit(recipe, out, resume=bool(steps), progress=False))
-    a, b = (Checkpoints(tmp_path/f/'checkpoints').load() for f in ('whole', 'killed'))
-    assert a[0] == b[0] == 15 and set(a[1]) == {'step', 'model', 'ema', 'optimizer', 'losses'}
+def test_killed_at_five_steps(tmp_path):
+    "`distsmooth train` gets SIGKILL after a new checkpoint, once amid the next one, and is resumed: in the end weights, averages, optimizer and log are the same to the last bit"
+    from PIL import Image
+    (tmp_path/'images').mkdir()
+    pixels = torch.randint(256, (20, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for i, p in enumerate(pixels): Image.fromarray(p.numpy()).save(tmp_path/'images'/f'{i:02}.png')
+    run = lambda name: command(str(tmp_path/'images'), tmp_path/name)
+    said = lambda name: (tmp_path/f'{name}.txt').read_text()
+    assert run('whole').wait(600) == 0, said('whole')
+    folder, killed = tmp_path/'killed'/'checkpoints', []
+    newest = lambda: max([0, *(int(p.stem[5:]) for p in folder.glob('step-*.pt'))])
+    half_written = lambda: [p.name for p in folder.glob('.step-*.part')]
+    for writing in (False, False, True, False, False):
+        process, before = run('killed'), newest()
+        try: freeze_when(process, lambda: newest() > before and (not writing or half_written()))
+        finally: process.kill()
+        assert process.wait(60) == -signal.SIGKILL, said('killed')
+        killed.append(newest())
+        if writing: assert half_written() == [f'.step-{killed[-1] + EVERY:09}.pt.{process.pid}.part'] and newest() < STEPS
+    assert len(set(killed)) == 5 and killed == sorted(killed) and 0 < killed[0] and killed[-1] < STEPS
+    assert run('killed').wait(600) == 0, said('killed')
+    a, b = (Checkpoints(tmp_path/name/'checkpoints').load() for name in ('whole', 'killed'))
+    assert a[0] == b[0] == STEPS and set(a[1]) == {'step', 'model', 'ema', 'optimizer', 'losses'} and half_written() == []
     assert_close(b[1], a[1], rtol=0, atol=0)
-    assert without_speed(out) == without_speed(tmp_path/'whole') and len(lines(out)) == 8
-    assert_close(load_parts(out)['smooth'].state_dict(), load_parts(tmp_path/'whole')['smooth'].state_dict(), rtol=0, atol=0)
+    assert without_speed(tmp_path/'killed') == without_speed(tmp_path/'whole') and len(lines(tmp_path/'killed')) == 42
+    assert_close(*(load_parts(tmp_path/name)['smooth'].state_dict() for name in ('killed', 'whole')), rtol=0, atol=0)
+
+@posix
+def test_read_ahead_by_workers_is_the_same_run(tmp_path, done):
+    "Stopped without them, resumed with two: how a batch is read is no setting of the run"
+    stopped(tmp_path, 3)
+    fit(tiny(num_workers=2), tmp_path, resume=True, progress=False)
+    assert_close(Checkpoints(tmp_path/'checkpoints').load()[1], Checkpoints(done[0]/'checkpoints').load()[1], rtol=0, atol=0)
+    assert without_speed(tmp_path) == without_speed(done[0])
+
+def test_runs_of_older_versions_go_on(tmp_path):
+    "Settings as version 0.1.0 wrote them, and an average that has not moved since the first step: it forgets"
+    recipe = tiny(steps=60, ema=.999, dropout=0.)
+    settings = dict(task=dict(part='smooth', kernel='GaussianKernel', sigma=.5, sigma_range=None, clean_noise=0.),
+                    network=dict(n_filters=4, n_resnet=1, n_mix=1, head='continuous', dropout=0., context='encoder'),
+                    train=dict(epochs=1, steps=60, batch_size=4, lr=.004, warmup=2, schedule='cosine', decay=.999995, betas=[.95, .9995], clip=1., ema=.999, init_batch=8, seed=0),
+                    data=dict(name='digits', size=32))
+    f = Experiment(recipe, tmp_path/'new')
+    f.run.advance()
+    start = {k: v.clone() for k, v in f.run.ema.state_dict().items()}
+    for _ in range(9): f.run.advance()
+    Checkpoints(tmp_path/'old'/'checkpoints', settings=settings).save(10, dict(f.run.state(), ema=start | dict(n_averaged=torch.tensor(10)), losses=[]))
+    fit(recipe, tmp_path/'old', resume=True, progress=False)
+    _, state = Checkpoints(tmp_path/'old'/'checkpoints').load()
+    share = math.prod((1+t)/(10+t) for t in range(10, 60))
+    apart = lambda a, b: sum((state[a][k.removeprefix('module.') if a == 'model' else k] - b[k]).square().sum() for k in start if k != 'n_averaged').sqrt()
+    assert share < 1e-4 and apart('ema', {f'module.{k}': v for k, v in state['model'].items()}) < .1*apart('model', start)
 
 @pytest.mark.parametrize('at', [3, 4, 5])
 def test_resumed_from_any_step(tmp_path, done, at):
@@ -230,7 +300,7 @@ def test_other_settings_are_refused(done, change, says):
     assert files(done[0]) == before
 
 def test_what_is_logged_and_where_data_are_kept_may_change(done):
-    assert Fit(tiny(every=7, keep=1, root='/elsewhere'), done[0], resume=True).run.step == 6
+    assert Experiment(tiny(every=7, keep=1, root='/elsewhere'), done[0], resume=True).run.step == 6
 
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint in .*start a new run'): fit(TINY, tmp_path, resume=True, progress=False)
@@ -273,36 +343,36 @@ def test_what_a_likelihood_is_of():
 def test_bad_log(field, value):
     with pytest.raises(ValueError, match=f'{field} must be at least . ?.*got {value}'): Log(**{field: value})
 
-@pytest.mark.parametrize('sigmas', [(1., .1), (0., 1.), (.1, .5, 1.)])
+@pytest.mark.parametrize('sigma_range', [(1., .1), (0., 1.), (.1, .5, 1.)])
 def test_bad_levels(sigmas):
-    with pytest.raises(ValueError, match='sigma'): Task(sigmas=sigmas)
+    with pytest.raises(ValueError, match='sigma'): Objective(sigma_range=sigmas)
 
 @posix
 def test_out_of_memory_says_what_to_lower(tmp_path):
     "A real limit: the error names the settings, and the last checkpoint is good"
     import resource
     recipe = tiny(batch_size=3000, init_batch=0)
-    Fit(recipe, tmp_path)._save()
+    Experiment(recipe, tmp_path)._save()
     before = files(tmp_path)
     def work():
-        f = Fit(recipe, tmp_path, resume=True)
+        f = Experiment(recipe, tmp_path, resume=True)
         used = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 30_000_000, resource.RLIM_INFINITY))
         with pytest.raises(MemoryError) as e: f.go(progress=False)
         return str(e.value)
     said = in_child(work)
-    for part in ('step 0 needs more memory than there is', 'raise accumulate (now 1', 'lower batch_size (now 3000)', 'bf16 (now False)', 'last checkpoint is untouched'): assert part in said
+    for part in ('step 0 needs more memory than there is', 'raise accumulate (now 1: the same gradient, dropout aside)', 'lower batch_size (now 3000)', 'bf16 (now False)', 'last checkpoint is untouched'): assert part in said
     assert files(tmp_path) == before
 
 def test_other_errors_of_a_step_pass_through():
     run = small_run(lambda x, generator=None: 1/0)
-    with pytest.raises(ZeroDivisionError): runs._advance(run)
+    with pytest.raises(ZeroDivisionError): next(runs._steps(run, False))
     def broken(x, generator=None): raise RuntimeError('shapes do not fit')
-    with pytest.raises(RuntimeError, match='shapes do not fit'): runs._advance(small_run(broken))
+    with pytest.raises(RuntimeError, match='shapes do not fit'): next(runs._steps(small_run(broken), False))
 
 def test_clean_noise_takes_8_bit_images_off_their_scale(tmp_path):
     "It is for densities: told before the first step, not at the first look at test images"
-    with pytest.raises(ValueError, match='clean_noise'): Fit(tiny(part='reverse', head='discretized', clean_noise=.01), tmp_path/'r')
+    with pytest.raises(ValueError, match='clean_noise'): Experiment(tiny(part='reverse', head='discretized', clean_noise=.01), tmp_path/'r')
 
 def test_a_folder_of_images(tmp_path):
     from PIL import Image
@@ -316,7 +386,7 @@ def test_a_folder_of_images(tmp_path):
 def published(part, n_filters, sigma):
     "The published configurations, value by value"
     noise = {} if part == 'raw' else dict(sigma=sigma)
-    return dict(task=dict(part=part, **noise, kernel='GaussianKernel', sigmas=None, clean_noise=.01 if part == 'reverse' else 0.),
+    return dict(task=dict(part=part, **noise, kernel='GaussianKernel', sigma_range=None, clean_noise=.01 if part == 'reverse' else 0.),
                 network=dict(n_filters=n_filters, n_resnet=5, n_mix=10, head='discretized' if part == 'raw' else 'continuous', dropout=.5, **dict(context='stacked') if part == 'reverse' else {}),
                 train=dict(epochs=1000, steps=None, batch_size=50 if part == 'reverse' else 80, lr=2e-4, warmup=0, schedule='exponential', decay=.999995, betas=[.9, .999], clip=None, accumulate=1,
                            bf16=False))
@@ -336,7 +406,7 @@ def test_the_recipes_there_are():
 def test_published_values(name, capsys):
     config = printed(capsys, '--recipe', name, '--out', 'x')
     for group, values in PUBLISHED[name].items(): assert {k: config[group][k] for k in values} == values
-    parts = dict(data=Data, task=Task, network=Network, train=TrainConfig, log=Log)
+    parts = dict(data=Data, task=Objective, network=Network, train=TrainConfig, log=Log)
     recipe = Recipe(**{k: make(**config[k]) for k, make in parts.items()})
     with torch.device('meta'): net = recipe.network.make(1 if 'mnist' in name else 3, (28, 28) if 'mnist' in name else (32, 32), recipe.task)
     assert type(net).__name__ == ('StackedPixelCNNpp' if name.endswith('reverse') else 'PixelCNNpp')
