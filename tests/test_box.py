@@ -1,0 +1,70 @@
+"""The models in the box: the files are there, each network is what its recipe makes, and its weights score what its log says."""
+import csv
+import json
+import pytest
+import yaml
+from distsmooth.data import load_dataset
+from distsmooth.pipeline import KERNELS, NETWORKS, PRETRAINED, SmoothedModel, load_parts
+from distsmooth.engine.experiment import RECIPES, Data, Log, Network, Recipe, Objective, evaluate, quantity
+from distsmooth.training import Trainer, TrainConfig
+
+BOXES = sorted(p.parent for p in PRETRAINED.glob('*/config.json'))
+PARTS = sorted(p.parent for p in PRETRAINED.glob('*/*/config.json'))
+each_box = pytest.mark.parametrize('box', BOXES, ids=lambda p: p.name)
+each_part = pytest.mark.parametrize('part', PARTS, ids=lambda p: f'{p.parent.name}-{p.name}')
+
+def recipe(part):
+    "The recipe of a network, which has the names of its box and its part"
+    given = yaml.safe_load((RECIPES/f'{part.parent.name}-{part.name}.yaml').read_text())
+    made = dict(data=Data, objective=Objective, network=Network, train=TrainConfig, log=Log)
+    return Recipe(**{k: make(**given[k]) for k, make in made.items()})
+
+def log(part): return list(csv.DictReader((part/'log.csv').read_text().splitlines()))
+def config(folder): return json.loads((folder/'config.json').read_text())
+def network(part): return load_parts(part.parent.name)[part.name]
+
+@pytest.fixture(scope='module')
+def scored():
+    "Nats/dim of 200 bundled test digits, by the test protocol of a run: the same noise and noise levels as in its log; asked once for each network"
+    known = {}
+    def score(part):
+        if part not in known:
+            r = recipe(part)
+            known[part] = evaluate(Trainer(network(part), r.data.load('train'), r.objective.make, r.train), load_dataset('digits', 'test'), 200)
+        return known[part]
+    return score
+
+def test_there_is_a_box(): assert BOXES and {'smooth', 'reverse', 'raw'} == {p.name for p in PARTS if p.parent.name == 'digits'}
+
+@each_box
+def test_a_box_is_whole(box):
+    (kernel, sigma), = (given := config(box)).pop('kernel').items()
+    assert (box/'README.md').is_file() and kernel in KERNELS and set(given.values()) <= set(NETWORKS)
+    assert {p.name for p in PARTS if p.parent == box} == set(given)
+    low, high = SmoothedModel.from_pretrained(box.name).smooth.sigma_range or (sigma, sigma)
+    assert 0 < low <= sigma <= high < 2     # 2 is from black to white
+
+@each_part
+def test_a_network_is_its_recipes(part):
+    r, net = recipe(part), network(part)
+    assert all((part/f).is_file() for f in ('model.safetensors', 'log.csv')) and config(part)['head'] == r.network.head
+    assert net.sigma_range == (None if part.name == 'raw' else r.objective.sigma_range)
+    fresh = r.network.make(net.channels, net.size, r.objective)
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
+
+@each_part
+def test_a_log_is_whole(part):
+    r, rows = recipe(part), log(part)
+    steps = [int(row['step']) for row in rows]
+    assert steps == list(range(r.log.every, r.train.steps + 1, r.log.every)) and rows[-1]['test_nats_per_dim']
+    assert {row['of'] for row in rows} == {quantity(part.name, r.network.head)}
+
+@each_part
+def test_the_log_tells_of_these_weights(part, scored):
+    assert abs(scored(part) - float(log(part)[-1]['test_nats_per_dim'])) < .02
+
+@each_part
+def test_an_average_is_no_worse_than_what_it_averages(part, scored):
+    "One pass over the data: each batch of the log was new to the network, and the last 500 steps moved it little"
+    last = [float(row['train_nats_per_dim']) for row in log(part)[-500//recipe(part).log.every:]]
+    assert scored(part) < sum(last)/len(last) + .03
