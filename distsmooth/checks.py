@@ -22,7 +22,7 @@ def check_tensor(
     low:float=-math.inf, # Smallest value allowed
     high:float=math.inf, # Largest value allowed
 ) -> torch.Tensor: # `x`
-    "`x` itself; a `TypeError` unless it is a float tensor, a `ValueError` unless it has the shape and its values are allowed"
+    "`x` itself; `TypeError` unless it is a float tensor, `ValueError` unless shape and values are allowed"
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise TypeError(f'{name} must be a float tensor, got {getattr(x, "dtype", type(x).__name__)}')
     wanted = f'({", ".join(map(str, shape))}{"," if len(shape) == 1 else ""})'
@@ -49,8 +49,8 @@ def check_number(
     "`value` itself; a `ValueError` unless it is a finite number in the `interval`"
     low, high = map(float, interval[1:-1].split(', '))
     kind = Integral if whole else Real
-    inside = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and \
-        (low <= value if interval[0] == '[' else low < value) and (value <= high if interval[-1] == ']' else value < high)
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    inside = number and low <= value <= high and not (value == low and interval[0] == '(' or value == high and interval[-1] == ')')
     if not inside: raise ValueError(f'{name} must be {_in_words(interval, whole)}, got {value!r}')
     return int(value) if whole else float(value)
 
@@ -64,7 +64,8 @@ def check_one_of(
     choices = list(choices)
     if not any(value is c or value == c for c in choices):
         near = get_close_matches(str(value), [c for c in choices if isinstance(c, str)], 1)
-        raise ValueError(f'{name} must be one of {choices}, got {value!r}{f": did you mean {near[0]!r}?" if near else ""}')
+        hint = f': did you mean {near[0]!r}?' if near else ''
+        raise ValueError(f'{name} must be one of {choices}, got {value!r}{hint}')
     return value
 
 def check_options(
@@ -76,7 +77,8 @@ def check_options(
     for name in given:
         if name in known: continue
         near = get_close_matches(name, known, 1)
-        raise TypeError(f'{of} has no option {name!r}: {f"did you mean {near[0]!r}?" if near else f"it has {list(known)}"}')
+        hint = f'did you mean {near[0]!r}?' if near else f'it has {list(known)}'
+        raise TypeError(f'{of} has no option {name!r}: {hint}')
 
 # %% ../nbs/engine/checks.ipynb #965be236
 def within(
@@ -87,7 +89,7 @@ def within(
     return field(default=default, metadata=dict(interval=interval))
 
 def check_fields(self):
-    "Raise a `ValueError` unless every field made by `within` holds what it may hold, and every `Literal` one of its words"
+    "Raise a `ValueError` unless every field made by `within` is inside, and every `Literal` one of its words"
     for f in fields(self):
         value, kinds = getattr(self, f.name), get_args(f.type) or (f.type,)
         if value is None and type(None) in kinds: continue

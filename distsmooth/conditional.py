@@ -15,7 +15,7 @@ from .registry import faster
 
 # %% ../nbs/course/11_conditional.ipynb #04b20665
 class StackedPixelCNNpp(Autoregressive):
-    "`p(x | context)` as published (paper, Section 3): context above image in one tall canvas, of which the lower half counts"
+    "`p(x | context)` as published (paper, Section 3): context above image in one canvas, whose lower half counts"
     def __init__(self,
         channels:int=1, # Channels of the image and of the context, 1 or 3
         size=28, # Side of the images, or (H, W); divisible by 4

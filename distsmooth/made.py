@@ -47,7 +47,7 @@ def made_masks(
 
 # %% ../nbs/course/05_made.ipynb #4f848c1a
 class MADE(Autoregressive):
-    "A masked autoencoder (Germain et al. 2015) over the pixels in raster order; a point in the plane is an image of one row and two columns"
+    "A masked autoencoder (Germain et al. 2015) over pixels in raster order; a point is an image of one row"
     def __init__(self,
         size=(1, 2), # (H, W); (1, D) for vectors of length D
         n_hidden=(128, 128), # Units of the hidden layers; a layer below D units blurs the order (see `made_masks`)
@@ -59,7 +59,8 @@ class MADE(Autoregressive):
         *masks, last = made_masks(self.dims, n_hidden)
         self.hidden = nn.ModuleList(MaskedLinear(m) for m in masks)
         self.out = MaskedLinear(last.repeat(self.n_out, 1))
-        self.context = nn.ModuleList(nn.Linear(self.dims*context_channels, n) for n in n_hidden) if context_channels else None
+        seen = self.dims*context_channels
+        self.context = nn.ModuleList(nn.Linear(seen, n) for n in n_hidden) if seen else None
 
     def forward(self,
         x:torch.Tensor, # (B, 1, H, W)

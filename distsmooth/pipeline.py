@@ -33,7 +33,7 @@ from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, che
 WAYS = 'two_step', 'single_step', None  # back from smoothed images to clean ones
 
 class SmoothedModel(nn.Module, ModelHubMixin):
-    "The whole method in one object: a model of smoothed data, a way back, and the kernel between them (paper, Section 3)"
+    "The whole method: a model of smoothed data, a way back, and the kernel between them (paper, Section 3)"
     def __init__(self,
         smooth:Autoregressive, # `p(x_noisy)`
         reverse:Autoregressive=None, # `p(x | x_noisy)`; without it only the single step is left
@@ -42,19 +42,16 @@ class SmoothedModel(nn.Module, ModelHubMixin):
     ):
         super().__init__()
         self.smooth, self.reverse, self.raw, self.kernel = smooth, reverse, raw, kernel or GaussianKernel(0.5)
-        same = lambda net, channels: net is None or (net.context_channels, net.event_shape) == (channels, smooth.event_shape)
-        if not same(reverse, smooth.channels):
-            raise ValueError(f'reverse must be conditional and draw images {smooth.event_shape} like smooth, got {reverse.event_shape}, '
-                             f'context_channels={reverse.context_channels}')
+        for name, net, kind, channels in (('reverse', reverse, 'conditional', smooth.channels), ('raw', raw, 'unconditional', 0)):
+            if net is None or (net.context_channels, net.event_shape) == (channels, smooth.event_shape): continue
+            raise ValueError(f'{name} must be {kind} and draw images {smooth.event_shape} like smooth, '
+                             f'got {net.event_shape}, context_channels={net.context_channels}')
         if reverse is not None and reverse.sigma_range != smooth.sigma_range:
-            raise ValueError(f'reverse must know the noise levels of smooth, {smooth.sigma_range}, got {reverse.sigma_range}')
-        if not same(raw, 0):
-            raise ValueError(f'raw must be unconditional and draw images {smooth.event_shape} like smooth, got {raw.event_shape}, '
-                             f'context_channels={raw.context_channels}')
+            raise ValueError(f'reverse must know the sigma_range of smooth, {smooth.sigma_range}, got {reverse.sigma_range}')
         self.check_sigma()
     def extra_repr(self): return f'kernel={self.kernel}, sigma_range={self.smooth.sigma_range}'
     def check_sigma(self, sigma=None):
-        "`sigma`, a noise level or (B,) of them, or the kernel's own if it is None; a `ValueError` unless this model knows it"
+        "`sigma`, or (B,) of them, or the kernel's own if it is None; a `ValueError` unless this model knows it"
         own = self.kernel.sigma
         return check_sigma(own if sigma is None else sigma, self.smooth.sigma_range or (own, own))
 
@@ -65,7 +62,7 @@ def _check(self:SmoothedModel, denoise):
     if denoise == 'two_step' and self.reverse is None:
         raise ValueError("denoise='two_step' needs a reverse model and this one has none: use 'single_step'")
     if denoise == 'single_step' and not isinstance(self.kernel, GaussianKernel):
-        raise ValueError(f"denoise='single_step' holds for Gaussian noise alone (Tweedie's formula), not for {self.kernel}")
+        raise ValueError(f"denoise='single_step' holds for Gaussian noise alone (Tweedie), not for {self.kernel}")
 
 @patch
 def _label(self:SmoothedModel, net, label):
@@ -118,7 +115,7 @@ def sample(self:SmoothedModel,
     label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
     uniforms:tuple=None, # From `uniforms(n)`: the same uniforms give the same samples
     generator=None, # A `torch.Generator`, if `uniforms` are left out
-    **options # Of `ModelDistribution.from_uniforms`: `method`, `progress`, `transform`, `temperature`, ...; for both networks
+    **options # Of `ModelDistribution.from_uniforms`, for both networks: `method`, `progress`, `temperature`, ...
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw smoothed samples and bring them back"
     self._check(denoise)
@@ -207,7 +204,7 @@ def write_all(
     write, # `write(new)` fills a folder
     members, # From the contents of config.json to the names of the other files
 ):
-    "Have a folder filled; the engine's version leaves all of the old files or all of the new ones, whenever it is killed"
+    "Have a folder filled; the engine's version leaves all old files or all new ones, whenever it is killed"
     Path(folder).mkdir(parents=True, exist_ok=True)
     return write(Path(folder))
 
@@ -281,7 +278,7 @@ def load_parts(
     name, # A bundled name ('digits'), a folder, or a hub id ('user/repo')
     **hub # `revision`, `token`, ... of `huggingface_hub.snapshot_download`
 ) -> dict: # 'kernel', and each network that is there: 'smooth', 'reverse', 'raw', in eval mode
-    "Load what is there of a model; `FileNotFoundError` if there is none of that name, `ValueError` if a file was changed"
+    "Load what is there of a model; `FileNotFoundError` if there is none, `ValueError` if a file was changed"
     return parts_from(read_files(name, **hub))
 
 @patch(cls_method=True)

@@ -25,11 +25,11 @@ def load(
 def faster(
     path:str, # Dotted path of the faster version
 ): # A decorator
-    "Calls of the decorated function go to the faster version, which is imported at the first of them; its own body is `.plain`"
+    "Calls of the decorated function go to the faster version, imported at the first of them; its own body is `.plain`"
     def decorate(f):
         @wraps(f)
         def either(*args, **kwargs):
-            own = _state['plain'] or torch.compiler.is_compiling()  # a compiler makes its own fast version of the plain one
+            own = _state['plain'] or torch.compiler.is_compiling()  # a compiler makes its own fast version
             return (f if own else load(path))(*args, **kwargs)
         either.plain = f
         return either

@@ -79,7 +79,7 @@ class TrainConfig:
     epochs:int=within('[1, inf)', 1) # passes over the data: one over MNIST is enough for digits
     steps:Optional[int]=within('[1, inf)', None) # end after so many steps instead
     batch_size:int=within('[1, inf)', 16) # images a step, over all processes: on a CPU many steps beat large batches
-    accumulate:int=within('[1, inf)', 1) # parts a batch is worked off in: less memory, the same gradient (dropout aside)
+    accumulate:int=within('[1, inf)', 1) # parts of a batch, one after the other: less memory, the same gradient
     lr:float=within('(0, inf)', 4e-3) # high: the run is short and ends at 0 (the paper's 2e-4 is for 1000 epochs)
     warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, while Adam's moments settle
     schedule:Literal['cosine', 'exponential']='cosine' # down to 0 at the end, or by `decay` at each step, as published
@@ -365,7 +365,7 @@ class State:
 def go(self:Trainer,
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Take the steps that are left; the caller owns logging, plots and when to stop. `FloatingPointError` for a loss that is none"
+    "Take the steps that are left; the caller owns logging, plots and when to stop. `FloatingPointError` if it diverges"
     start, hidden = time.time(), not (progress and self.accelerator.is_main_process)
     with tqdm(self.loader(), initial=self.step, total=self.total, disable=hidden, desc='training') as bar:
         for batch in bar:

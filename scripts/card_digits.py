@@ -48,7 +48,7 @@ def likelihoods(sm, x):
 def detours(sm, x, raw):
     "A row for each noise level: bounds of what two steps need, and how much that is above `raw`, digit by digit"
     for sigma in LEVELS:
-        found = [bits(sm, in_parts(lambda a: sm.bound(a, k, gen, sigma), x[:n])) for k, n, gen in ((1, N, seeded()), (DRAWS, TIGHT, seeded()))]
+        found = [bits(sm, in_parts(lambda a: sm.iwae(a, k, generator=gen, sigma=sigma), x[:n])) for k, n, gen in ((1, N, seeded()), (DRAWS, TIGHT, seeded()))]
         yield [f'{sigma:g}', *(cell for f in found for cell in (stated(f), stated(f - raw[:len(f)])))]
 
 @torch.no_grad()

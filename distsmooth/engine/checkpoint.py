@@ -23,7 +23,7 @@ def write_whole(
     path, # The file
     write, # `write(f)` fills a binary file object
 ):
-    "Write a file beside its place and move it there when it is complete; an `OSError` says what to do if there is no room"
+    "Write a file beside its place and move it there when it is complete; `OSError` if there is no room"
     path, before = Path(path), sys.exception()
     _sweep(path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -107,7 +107,7 @@ def _sum(f, n):
     return total.hexdigest()
 
 def _is_whole(path):
-    "Is every byte as it was written? Zip files of version 0.1.0 have no last line: there the parts' check sums have to do"
+    "Is every byte as it was written? Files of 0.1.0 have no last line: there the parts' check sums have to do"
     with open(path, 'rb') as f:
         if seal := _seal(f): return _sum(f, seal[1]) == seal[0]
         try: return ZipFile(f).testzip() is None and f.seek(-22, os.SEEK_END) and f.read(4) == b'PK\5\6' # The end
@@ -201,7 +201,7 @@ def check_settings(
 def load(self:Checkpoints,
     step:int=None, # One of `steps`; the newest if left out
 ) -> tuple: # The step, and the state that was saved, on the CPU
-    "Read a checkpoint; `FileNotFoundError` if there is none, `ValueError` if it is damaged, foreign, or of other settings"
+    "Read a checkpoint; `FileNotFoundError` if there is none, `ValueError` if damaged, foreign, or of other settings"
     steps = self.steps
     if not steps: raise FileNotFoundError(f'no checkpoint in {self.folder}: nothing to go on from, start a new run')
     if step is None: step = steps[-1]

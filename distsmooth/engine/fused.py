@@ -56,7 +56,7 @@ class _ConcatELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         out, = ctx.saved_tensors
-        a, b = torch.ops.aten.elu_backward(g, 1, 1, 1, True, out).chunk(2, ctx.dim)  # from the result, as `F.elu_` does it
+        a, b = torch.ops.aten.elu_backward(g, 1, 1, 1, True, out).chunk(2, ctx.dim)  # from the result
         return a - b, None
 
 # %% ../../nbs/engine/fused.ipynb #f46f5583
@@ -116,7 +116,7 @@ def padded(
 _SIDES = 2**16  # of the coins: a share is rounded to so many parts
 
 def _coins(like, dropped):
-    "0 with a probability of `dropped`/_SIDES, else 1: an int8 tensor of the shape of `like`, and of its order in memory"
+    "0 with a probability of `dropped`/_SIDES, else 1: an int8 tensor, shaped and ordered in memory as `like`"
     throws = torch.empty(-(-like.numel()//4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:like.numel()]
     return (throws >= dropped - _SIDES//2).view(torch.int8).as_strided(like.shape, like.stride())
 
@@ -144,4 +144,4 @@ def keep_memory() -> bool: # Whether this system has such a switch (glibc does)
     "Have freed memory kept for the next step instead of handed back: for programs that do the same thing over and over"
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError): return False
-    return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1))  # M_MMAP_MAX: no mappings of their own; M_TRIM_THRESHOLD: no trimming
+    return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1))  # M_MMAP_MAX: no mappings; M_TRIM_THRESHOLD: no trimming

@@ -33,7 +33,7 @@ def fold_weight_norm(
 
 # %% ../../nbs/engine/incremental.ipynb #a4facc46
 class RowCache:
-    "Within a `with`, the shifted convolutions of `net` go on where they stopped: each finds the rows above a strip here, in place of zeros"
+    "Within a `with`, the shifted convolutions of `net` go on where they stopped: the rows above a strip are kept here"
     def __init__(self,
         net:nn.Module, # Its inputs are strips of rows, from top to bottom
     ): self.net, self.above, self.seen = net, {}, {}
@@ -47,10 +47,11 @@ class RowCache:
         self.seen[layer] = args[0]
         return args, dict(above=self.above.get(layer))
     def commit(self):
-        "The strip that the network saw last is final: what comes next lies below it; a `ValueError` if a stride doesn't divide its rows"
+        "The strip that the network saw last is final; a `ValueError` if a stride doesn't divide its rows"
         for layer, x in self.seen.items():
             stride = layer.conv.stride[0]
-            if x.shape[2] % stride: raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
+            if x.shape[2] % stride:
+                raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
             above = self.above.get(layer)
             rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
             self.above[layer] = rows[:, :, x.shape[2]:].clone()
@@ -65,11 +66,13 @@ def _check_layer(layer, direction):
     "A `ValueError` unless `layer` is one that has an incremental form"
     height, refused = layer.conv.kernel_size[0], getattr(layer, 'shift', False) and direction == 'down'
     if layer.direction != direction or height != 2 or refused:
-        raise ValueError(f"layer must be a {direction!r} one of height 2{', without shift' if refused else ''}, got {layer.direction!r} of height {height}, shift={getattr(layer, 'shift', False)}")
+        without, shift = ', without shift' if refused else '', getattr(layer, 'shift', False)
+        raise ValueError(f'layer must be a {direction!r} one of height 2{without}, '
+                         f'got {layer.direction!r} of height {height}, shift={shift}')
 
 # %% ../../nbs/engine/incremental.ipynb #f850f801
 class RowConv:
-    "A 'down' convolution of height 2, one row at a time: each row adds to its own output, and leaves a `carry` for the row below"
+    "A 'down' convolution of height 2, one row at a time: a row adds to its output, and leaves a `carry` for the next"
     def __init__(self,
         layer:ShiftedConv2d, # 'down', height 2, without shift; as `fold_weight_norm` leaves it
         n:int, # Images
@@ -127,7 +130,8 @@ class PixelConv:
         _check_layer(layer, 'right')
         weight, stride, left = layer.conv.weight, layer.conv.stride[1], layer.pad[0] + layer.shift
         (n_out, n_in, _, self.width), columns = weight.shape, range(0, width, stride)
-        self.n, self.stride, self.shift, self.base = n, stride, layer.shift, layer.conv.bias[:, None] if base is None else base
+        self.n, self.stride, self.shift = n, stride, layer.shift
+        self.base = layer.conv.bias[:, None] if base is None else base
         self.above, self.own = weight[:, :, 0].flatten(1), weight[:, :, -1].transpose(1, 2).flatten(1)
         self.seen = weight.new_zeros(left + width, n_in, _lanes(n))
         self.sums = weight.new_zeros(len(columns), n_out, _lanes(n))
@@ -140,7 +144,7 @@ class PixelConv:
 def row(self:PixelConv,
     *more # Pairs of a matrix (n_out, k) and what it multiplies (k, columns*n), to be added
 ):
-    "Begin a row: its sums so far are the base, what the row above contributes, and whatever else is known of the whole row"
+    "Begin a row: its sums so far are the base, what the row above adds, and what else is known of the whole row"
     seen = self.seen[:len(self.seen) - self.shift, :, :self.n].transpose(0, 1)
     sums = torch.addmm(self.base, self.above, _windows(seen, self.width, self.stride))
     for weight, x in more: sums.addmm_(weight, x)
@@ -177,7 +181,7 @@ class PixelUp:
         self.weight, self.bias = weight.permute(2, 3, 1, 0).flatten(0, 2), layer.conv.bias.repeat(4)[:, None]
         self.outputs = weight.new_zeros(width, len(self.weight), lanes).unbind()
         fours = [out.view(2, 2, -1, lanes) for out in self.outputs]
-        self.at = [[four[a, b] for four in fours for b in (0, 1)] for a in (0, 1)]  # (n_out, lanes) at [row % 2][column]
+        self.at = [[four[a, b] for four in fours for b in (0, 1)] for a in (0, 1)]  # [row % 2][column]
     def pixel(self,
         j:int, # Column of the input
         x:torch.Tensor, # (n_in, lanes)
@@ -205,7 +209,8 @@ class RowBlock:
         cond:torch.Tensor=None, # (n, n_cond)
     ):
         convs = block.conv_in, block.conv_out
-        self.conv_in, self.conv_out = (RowConv(c, n, b, above.get(c)) for c, b in zip(convs, _bases(block, width, cond)))
+        bases = _bases(block, width, cond)
+        self.conv_in, self.conv_out = (RowConv(c, n, b, above.get(c)) for c, b in zip(convs, bases))
         self.skip, self.context = _matrix(block.skip), _matrix(block.context)
 
 # %% ../../nbs/engine/incremental.ipynb #98e387ef
@@ -224,18 +229,19 @@ def row(self:RowBlock,
 
 # %% ../../nbs/engine/incremental.ipynb #100a5c92
 class PixelBlock:
-    "A `GatedResidual` of 'right' convolutions, one pixel at a time; its shortcut is the vertical stream, and on the way down the way up's pixel too"
+    "A `GatedResidual` of 'right' convolutions, one pixel at a time; shortcuts: the vertical stream, and the way up"
     def __init__(self,
-        block:GatedResidual, # Of the horizontal stream, with n_skip = n_filters or 2*n_filters; as `fold_weight_norm` leaves it
+        block:GatedResidual, # Of the horizontal stream, with n_skip = n_filters or 2*n_filters, weight norm folded
         width:int, # Columns
         n:int, # Images
         above:dict={}, # `RowCache.above`, if rows came before
         cond:torch.Tensor=None, # (n, n_cond)
     ):
         convs = block.conv_in, block.conv_out
-        self.conv_in, self.conv_out = (PixelConv(c, width, n, b, above.get(c)) for c, b in zip(convs, _bases(block, width, cond)))
+        bases = _bases(block, width, cond)
+        self.conv_in, self.conv_out = (PixelConv(c, width, n, b, above.get(c)) for c, b in zip(convs, bases))
         self.context, nf = _matrix(block.context), len(self.conv_in.sums[0])
-        streams = block.skip.weight.flatten(1).unflatten(1, (2, -1, nf)).unbind(2)  # concat-ELU keeps all the signs of one kind together
+        streams = block.skip.weight.flatten(1).unflatten(1, (2, -1, nf)).unbind(2)  # all signs of one kind together
         self.vertical, *self.shortcut = [s.flatten(1) for s in streams]
         self.pairs = [[x.view(2, nf, -1) for x in conv.inputs] for conv in (self.conv_in, self.conv_out)]
         self.signs = block.skip.weight.new_tensor([1., -1.]).view(2, 1, 1)

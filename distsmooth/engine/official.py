@@ -12,8 +12,9 @@ from ..logistic import n_params
 from ..pixelcnn import PixelCNNpp
 
 # %% ../../nbs/engine/official.ipynb #6d7fd0bf
-_RENAMED = [(r'^init\.0', 'u_init'), (r'^init\.1', 'ul_init.0'), (r'^init\.2', 'ul_init.1'), (r'^(up|down)\b', r'\1_layers'),
-            (r'vertical', 'u_stream'), (r'horizontal', 'ul_stream'), (r'^shrink\.(\d)\.(\w+)', r'downsize_\2.\1'), (r'^grow\.(\d)\.(\w+)\.conv', r'upsize_\2.\1.deconv'),
+_RENAMED = [(r'^init\.0', 'u_init'), (r'^init\.1', 'ul_init.0'), (r'^init\.2', 'ul_init.1'),
+            (r'^(up|down)\b', r'\1_layers'), (r'vertical', 'u_stream'), (r'horizontal', 'ul_stream'),
+            (r'^shrink\.(\d)\.(\w+)', r'downsize_\2.\1'), (r'^grow\.(\d)\.(\w+)\.conv', r'upsize_\2.\1.deconv'),
             (r'conv_in\b', 'conv_input'), (r'\bskip', 'nin_skip.lin_a'), (r'^out', 'nin_out.lin_a')]
 
 def _official(name):
@@ -25,9 +26,11 @@ def official_state(
     net:PixelCNNpp, # Without context, labels and noise levels
 ) -> dict: # Name to tensor
     "The weights of `net` under the names, and in the shapes, of the published PyTorch code"
-    if net.context_channels or net.n_classes or net.sigma_range: raise ValueError(f'net must have neither context nor labels nor sigmas, got {net.extra_repr()}')
+    if net.context_channels or net.n_classes or net.sigma_range:
+        raise ValueError(f'net must have neither context nor labels nor a sigma_range, got {net.extra_repr()}')
     state = {_official(k): v.detach().clone() for k, v in net.state_dict().items()}
-    return {k: v.flatten(1) if 'lin_a.weight' in k else v for k, v in state.items()}  # a linear layer where ours is a 1x1 convolution
+    linear = lambda name: 'lin_a.weight' in name  # where ours is a 1x1 convolution
+    return {k: v.flatten(1) if linear(k) else v for k, v in state.items()}
 
 # %% ../../nbs/engine/official.ipynb #05f7a691
 def load_official(
@@ -39,11 +42,15 @@ def load_official(
     if not isinstance(state, (dict, list, tuple)): state = torch.load(state, map_location='cpu', weights_only=True)
     state = state if isinstance(state, dict) else state[0]
     state = {k.removeprefix('module.'): v for k, v in state.items()}
-    if not {'u_init.conv.weight_v', 'nin_out.lin_a.bias'} <= state.keys(): raise ValueError(f'state must hold u_init and nin_out of the published PixelCNN++, found {list(state)[:3]}')
-    (n_filters, n_in), blocks = state['u_init.conv.weight_v'].shape[:2], [k for k in state if re.fullmatch(r'up_layers\.0\.u_stream\.\d+\.conv_input\.conv\.bias', k)]
-    net = PixelCNNpp(n_in - 1, size, n_filters, len(blocks), len(state['nin_out.lin_a.bias'])//n_params(n_in - 1, 1), head)
+    if not {'u_init.conv.weight_v', 'nin_out.lin_a.bias'} <= state.keys():
+        raise ValueError(f'state must hold u_init and nin_out of the published PixelCNN++, found {list(state)[:3]}')
+    (n_filters, n_in), n_out = state['u_init.conv.weight_v'].shape[:2], len(state['nin_out.lin_a.bias'])
+    blocks = [k for k in state if re.fullmatch(r'up_layers\.0\.u_stream\.\d+\.conv_input\.conv\.bias', k)]
+    net = PixelCNNpp(n_in - 1, size, n_filters, len(blocks), n_out//n_params(n_in - 1, 1), head)
     net = net.to(state['nin_out.lin_a.bias'].dtype)
     ours = {_official(k): k for k in net.state_dict()}
-    if ours.keys() != state.keys(): raise ValueError(f'state must name the tensors of a PixelCNN++ with n_resnet={len(blocks)}, these differ: {sorted(ours.keys() ^ state.keys())[:5]}')
+    if ours.keys() != state.keys():
+        differ = sorted(ours.keys() ^ state.keys())[:5]
+        raise ValueError(f'state must name the tensors of a PixelCNN++ with n_resnet={len(blocks)}, these differ: {differ}')
     net.load_state_dict({ours[k]: v.reshape(net.state_dict()[ours[k]].shape) for k, v in state.items()})
     return net.eval()

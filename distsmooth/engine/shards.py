@@ -137,7 +137,7 @@ def sample_shards(
     return run_shards(out, sizes, work, settings, progress, acc)
 
 def _network(model, *wanted):
-    "The first of the wanted parts that there is: its name, the network, the kernel, and the sha256 of the weights' file"
+    "The first of the wanted parts that there is: its name, the network, the kernel, the sha256 of its weights"
     files = read_files(model)
     parts = parts_from(files)
     kernel = parts.pop('kernel')
