@@ -98,8 +98,9 @@ def _check_sides(self:GatedResidual, **sides):
     for name, value in sides.items():
         wanted = getattr(self, name) is not None
         if wanted != (value is not None):
-            right = f'given: this block was made with n_{name}' if wanted else f'None: this block was made with n_{name}=0'
-            raise ValueError(f'{name} must be {right}, got {None if value is None else tuple(value.shape)}')
+            made = f'this block was made with n_{name}' + ('' if wanted else '=0')
+            got = None if value is None else tuple(value.shape)
+            raise ValueError(f'{name} must be {"given" if wanted else None}: {made}, got {got}')
 
 # %% ../nbs/course/07_blocks.ipynb #7ceca0f7
 _CONVS = nn.Conv2d, nn.ConvTranspose2d
@@ -133,7 +134,7 @@ def data_dependent_init(
     gate_scale:float=None, # The same for the second convolution of gated blocks: 0.1 in PixelCNN++; `scale` if left out
     **kwargs # More of the batch, by name
 ) -> nn.Module: # `model`
-    "Set each convolution's gain and bias so that it gives mean 0 and spread `scale` on one batch (Salimans & Kingma 2016)"
+    "Set each convolution's gain and bias so that it gives mean 0, spread `scale` on one batch (Salimans & Kingma 2016)"
     gate_scale = check_number(scale if gate_scale is None else gate_scale, 'gate_scale', '(0, inf)')
     scales = _scales(model, check_number(scale, 'scale', '(0, inf)'), gate_scale)
     hooks = [m.register_forward_hook(partial(_standardise, scale=s)) for m, s in scales.items()]

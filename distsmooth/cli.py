@@ -92,15 +92,17 @@ def _batches(sizes, work):
 def _clean(sm, n, generator):
     "`n` real digits for comparison, none if the model draws something else"
     ds = load_dataset('digits', 'test')
-    if tuple(ds.pixels.shape[1:]) != (sm.smooth.channels, *sm.smooth.size): return torch.empty(0, sm.smooth.channels, *sm.smooth.size)
+    if tuple(ds.pixels.shape[1:]) != sm.smooth.event_shape: return torch.empty(0, *sm.smooth.event_shape)
     return ds[torch.randint(len(ds), (n,), generator=generator)][0]
 
 def _write_demo(folder, clean, clean_smoothed, drawn):
-    "`samples.npz`: what the picture shows, clipped to [-1, 1], and the smoothed samples as they were drawn; `demo.png`: the first 16 of each"
+    "`samples.npz`: what the picture shows, clipped to [-1, 1], and smoothed samples as drawn; `demo.png`: 16 of each"
     arrays = {'clean': clean, **drawn, 'clean_smoothed': clean_smoothed}
     arrays = {k: v.clamp(-1, 1).numpy() for k, v in arrays.items()}
-    write_whole(folder/'samples.npz', lambda f: np.savez_compressed(f, **arrays, smoothed_unclipped=drawn['smoothed'].numpy()))
-    rows = {'real': clean, 'real, smoothed': clean_smoothed, 'drawn, smoothed': drawn['smoothed'], 'single step': drawn['single_step'], 'two steps': drawn['two_step']}
+    arrays['smoothed_unclipped'] = drawn['smoothed'].numpy()
+    write_whole(folder/'samples.npz', lambda f: np.savez_compressed(f, **arrays))
+    rows = {'real': clean, 'real, smoothed': clean_smoothed, 'drawn, smoothed': drawn['smoothed'],
+            'single step': drawn['single_step'], 'two steps': drawn['two_step']}
     fig = draw_rows({k: v[:16] for k, v in rows.items() if len(v)})
     write_whole(folder/'demo.png', lambda f: fig.savefig(f, format='png', dpi=120))
 
@@ -113,11 +115,12 @@ def _documented(f):
 
 # %% ../nbs/engine/cli.ipynb #9b4c6ea0
 def _check_json(json):
-    if json and not Path(json).absolute().parent.is_dir(): raise FileNotFoundError(f'json must be a file in a folder that exists, got {json!r}')
+    if json and not Path(json).absolute().parent.is_dir():
+        raise FileNotFoundError(f'json must be a file in a folder that exists, got {json!r}')
 
 def sampling(
-    cases:list[str]=['digits:16', 'mnist:16', 'mnist:64', 'cifar10:8'], # 'network:images': `digits` is the model in the box, `mnist` and `cifar10` the published configurations
-    methods:list[str]=['cached', 'jacobi', 'jacobi_rows'], # Of `distsmooth.autoregressive.METHODS`; Jacobi for trained networks only
+    cases:list[str]=['digits:16', 'mnist:16', 'mnist:64', 'cifar10:8'], # 'network:images'; `digits`: the box
+    methods:list[str]=['cached', 'jacobi', 'jacobi_rows'], # Jacobi: for trained networks only
     repeats:int=3, # Runs of each; their median counts
     device:Optional[str]=None, # 'cpu' or 'cuda'; a GPU if there is one, if left out
     dtype:str='float32', # Of the networks' arithmetic; 'bfloat16' is the other choice
@@ -129,13 +132,13 @@ def sampling(
     _check_json(json)
     print(as_line(), flush=True)
     result = bench_sampling(cases, methods, repeats, device, dtypes[dtype], lambda row: print(as_line(row), flush=True))
-    print(f'{result["machine"]}\nthe reproduction report gives 8 hours for 2000 CIFAR-10 images on one V100 (its Table 2)')
+    print(f'{result["machine"]}\nthe reproduction report: 8 hours for 2000 CIFAR-10 images on one V100 (its Table 2)')
     if json: write_whole(json, lambda f: f.write(to_json(result, indent=2).encode()))
 
 # %% ../nbs/engine/cli.ipynb #581686a7
 def training(
     cases:list[str]=['mnist:64'], # 'network:images a step', networks of `distsmooth.engine.bench_training.TRAINED`
-    variants:list[str]=['plain', 'fused', 'bf16'], # Of `distsmooth.engine.bench_training.VARIANTS`; the first is what the others are compared with
+    variants:list[str]=['plain', 'fused', 'bf16'], # Compared with the first
     repeats:int=2, # Processes for each variant, in turns
     steps:int=3, # Steps that each of them times
     device:Optional[str]=None, # 'cpu' or 'cuda'; a GPU if there is one, if left out
@@ -158,12 +161,13 @@ def train(
     train:TrainConfig=TrainConfig(), # How
     log:Log=Log(), # What to write down
 ):
-    "Train a network: `--recipe NAME` takes one of the recipes in the box, other options change it, `--print_config` shows all"
+    "Train a network: `--recipe NAME` takes a recipe from the box, other options change it, `--print_config` shows all"
     keep_memory()
     nats = fit(Recipe(data, objective, network, train, log), out, resume)
     what = quantity(objective.part, network.head)
     if nats is not None: print(f'test images: {nats:.4f} nats/dim, {nats/np.log(2):.4f} bits/dim ({what})')
-    print(f'wrote {out}: log.csv, samples, checkpoints and the network\nnext: distsmooth {"denoise" if objective.part == "reverse" else "sample"} --model {out} ...')
+    then = 'denoise' if objective.part == 'reverse' else 'sample'
+    print(f'wrote {out}: log.csv, samples, checkpoints and the network\nnext: distsmooth {then} --model {out} ...')
 
 # %% ../nbs/engine/cli.ipynb #6e312871
 def sample(
@@ -177,9 +181,11 @@ def sample(
     method:str='cached', # One of `distsmooth.autoregressive.METHODS`
     transform:str='choice', # One of `distsmooth.logistic.TRANSFORMS`
     temperature:float=1., # Below 1 for likelier pixels
+    label:Optional[int]=None, # Class to draw, for a network that is told labels
 ):
-    "Draw from one network (stage 1), in shards: started again, it goes on; under `accelerate launch`, processes share the work"
-    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, method=method, transform=transform, temperature=temperature), out, n)
+    "Draw from one network (stage 1), in shards: started again, it goes on; `accelerate launch` shares the work"
+    how = dict(method=method, transform=transform, temperature=temperature) | ({} if label is None else dict(label=label))
+    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, **how), out, n)
 
 def _show(paths, out, n=None):
     "Say what was asked for and is there now, and draw the first samples"
@@ -196,7 +202,7 @@ def denoise(
     model:str='digits', # A run's folder, a bundled name, a folder, or a hub id
     how:Literal['two_step', 'single_step']='two_step', # 'two_step' needs a reverse network, 'single_step' a smooth one
     sigma:Optional[float]=None, # Noise level on them; what was written with them, or the kernel's own, if left out
-    score:Literal['joint', 'local']='joint', # For the single step: as Tweedie's formula asks, or as the published code computes it
+    score:Literal['joint', 'local']='joint', # For the single step: as Tweedie's formula asks, or as the published code does
     seed:int=0, # Of the uniforms
     batch_size:int=64, # Images of a shard
 ):
@@ -226,15 +232,19 @@ def pack(
     found = [load_parts(p) for p in parts]
     if not found: raise ValueError('parts must name at least one folder')
     kernels = {f.pop('kernel') for f in found}
-    if len(kernels) > 1 and sigma is None: raise ValueError(f'parts must be of one kernel, got {", ".join(map(str, kernels))}: give sigma if their networks know it')
-    if not any('smooth' in f for f in found): raise ValueError(f'parts must hold a smooth network, they hold {[k for f in found for k in f]}')
+    if len(kernels) > 1 and sigma is None:
+        raise ValueError(f'parts must be of one kernel, got {", ".join(map(str, kernels))}: give sigma if they know it')
+    if not any('smooth' in f for f in found):
+        raise ValueError(f'parts must hold a smooth network, they hold {[k for f in found for k in f]}')
     kernel = kernels.pop()
-    SmoothedModel(kernel=kernel if sigma is None else type(kernel)(sigma), **{k: v for f in found for k, v in f.items()}).save_pretrained(out)
+    kernel = kernel if sigma is None else type(kernel)(sigma)
+    SmoothedModel(kernel=kernel, **{k: v for f in found for k, v in f.items()}).save_pretrained(out)
     print(f'wrote {out}: kernel, {", ".join(k for f in found for k in f)}')
 
 # %% ../nbs/engine/cli.ipynb #60f4f5ff
 for f in (Data, Objective, Network, TrainConfig, Log): _documented(f)
-COMMANDS = {'demo': demo, 'train': train, 'sample': sample, 'denoise': denoise, 'import': import_, 'pack': pack, 'bench': {'sampling': sampling, 'training': training}}
+COMMANDS = {'demo': demo, 'train': train, 'sample': sample, 'denoise': denoise, 'import': import_, 'pack': pack,
+            'bench': {'sampling': sampling, 'training': training}}
 
 def _each(commands, f):
     for c in commands.values(): _each(c, f) if isinstance(c, dict) else f(c)
@@ -249,14 +259,18 @@ def _with_recipes(args):
         name = a.partition('=')[2] or (args[i+1] if i+1 < len(args) else '')
         if name not in recipe_names(): raise ValueError(f'recipe must be one of {recipe_names()}, got {name!r}')
         del args[i:i+1 if '=' in a else i+2]
-        return [*args[:1], '--config', str(RECIPES/f'{name}.yaml'), *args[1:]]  # first, so that other options win wherever they stand
+        return [*args[:1], '--config', str(RECIPES/f'{name}.yaml'), *args[1:]]  # first, so that other options win
     return args
 
 # %% ../nbs/engine/cli.ipynb #6ee1b588
+_SAID = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, MemoryError, EOFError, BadZipFile,
+         UnpicklingError, SafetensorError)
+
 def main(
     args:list=None, # What was typed after `distsmooth`; the process's own arguments if left out
 ):
     "The `distsmooth` command: bad input ends in one line that says what to change"
     try: auto_cli(COMMANDS, args=_with_recipes(sys.argv[1:] if args is None else args), as_positional=False)
-    except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, EOFError, BadZipFile, UnpicklingError, SafetensorError) as e: raise SystemExit(f'distsmooth: {e}')
-    except KeyboardInterrupt: raise SystemExit('\ndistsmooth: interrupted; what is complete is kept, nothing half-written is left')
+    except _SAID as e: raise SystemExit(f'distsmooth: {e}')
+    except KeyboardInterrupt:
+        raise SystemExit('\ndistsmooth: interrupted; what is complete is kept, nothing half-written is left')

@@ -42,12 +42,13 @@ class SmoothedModel(nn.Module, ModelHubMixin):
     ):
         super().__init__()
         self.smooth, self.reverse, self.raw, self.kernel = smooth, reverse, raw, kernel or GaussianKernel(0.5)
-        for name, net, kind, channels in (('reverse', reverse, 'conditional', smooth.channels), ('raw', raw, 'unconditional', 0)):
+        parts = ('reverse', reverse, 'conditional', smooth.channels), ('raw', raw, 'unconditional', 0)
+        for name, net, kind, channels in parts:
             if net is None or (net.context_channels, net.event_shape) == (channels, smooth.event_shape): continue
             raise ValueError(f'{name} must be {kind} and draw images {smooth.event_shape} like smooth, '
                              f'got {net.event_shape}, context_channels={net.context_channels}')
         if reverse is not None and reverse.sigma_range != smooth.sigma_range:
-            raise ValueError(f'reverse must know the sigma_range of smooth, {smooth.sigma_range}, got {reverse.sigma_range}')
+            raise ValueError(f'reverse must have the sigma_range of smooth, {smooth.sigma_range}, got {reverse.sigma_range}')
         self.check_sigma()
     def extra_repr(self): return f'kernel={self.kernel}, sigma_range={self.smooth.sigma_range}'
     def check_sigma(self, sigma=None):

@@ -51,7 +51,7 @@ class RowCache:
         for layer, x in self.seen.items():
             stride = layer.conv.stride[0]
             if x.shape[2] % stride:
-                raise ValueError(f'strips must be multiples of {stride} rows for a layer of stride {stride}, got {x.shape[2]} rows')
+                raise ValueError(f'strips must be multiples of {stride} rows for this stride, got {x.shape[2]} rows')
             above = self.above.get(layer)
             rows = F.pad(x, (0, 0, layer.reach, 0)) if above is None else torch.cat([above, x], 2)
             self.above[layer] = rows[:, :, x.shape[2]:].clone()

@@ -51,6 +51,6 @@ def load_official(
     ours = {_official(k): k for k in net.state_dict()}
     if ours.keys() != state.keys():
         differ = sorted(ours.keys() ^ state.keys())[:5]
-        raise ValueError(f'state must name the tensors of a PixelCNN++ with n_resnet={len(blocks)}, these differ: {differ}')
+        raise ValueError(f'state must name the tensors of a PixelCNN++ of {len(blocks)} blocks, these differ: {differ}')
     net.load_state_dict({ours[k]: v.reshape(net.state_dict()[ours[k]].shape) for k, v in state.items()})
     return net.eval()
