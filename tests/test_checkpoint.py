@@ -618,25 +618,45 @@ def test_killed_at_any_call_it_is_all_old_or_all_new(tmp_path, name, again):
         now = read_pair(tmp_path)
         assert now in ([found, {f'version {n}'}] if killed else [{f'version {n}'}])
         outcomes += [now == found] if killed else []
-        if not again: save_pair(tmp_path, now := f'after {n}'); now = {now}; assert all_files(tmp_path) == WHOLE
-        found = now
+        if again: assert wait(fork(lambda: write_together(tmp_path, lambda new: os.kill(os.getpid(), signal.SIGKILL), members))) == -signal.SIGKILL
+        else: now = {save_pair(tmp_path, f'after {n}')}
+        found = read_pair(tmp_path)
+        assert found == now and (again or all_files(tmp_path) == WHOLE)
     assert len(outcomes) >= 4 and not all(outcomes) and (any(outcomes) or name == 'unlink')   # nothing is unlinked before the switch
-    assert read_pair(tmp_path) == {f'version {n}' if again else f'after {n}'} and all_files(tmp_path) == WHOLE and names(tmp_path) == ['a', 'config.json', 'deep']
+    save_pair(tmp_path, 'at last')
+    assert read_pair(tmp_path) == {'at last'} and all_files(tmp_path) == WHOLE and names(tmp_path) == ['a', 'config.json', 'deep']
+
+def finish(folder):
+    "A save that fails: all that it does is to finish what a killed one left"
+    with pytest.raises(ZeroDivisionError): write_together(folder, lambda new: 1/0, members)
+
+def without_sums(folder): (folder/'config.json').write_text(json.dumps({'text': json.loads((folder/'config.json').read_text())['text']}))
 
 @posix
-def test_a_reader_never_sees_two_versions(tmp_path):
-    folder, n, seen = tmp_path/'pair', 0, set()
-    save_pair(folder, '0')
-    def work():
-        n = 0
-        while not (tmp_path/'enough').exists(): save_pair(folder, str(n := n + 1))
-    pid = fork(work)
-    while len(seen) < 30:
-        now = read_pair(folder)
-        assert len(now) == 1
-        seen |= now
-    (tmp_path/'enough').touch()
-    assert wait(pid) == 0
+@pytest.mark.parametrize('event', [finish, lambda f: save_pair(f, 'new'), lambda f: dying(lambda: save_pair(f, 'new'), 'replace', 2, False), lambda f: dying(lambda: save_pair(f, 'new'), 'replace', 3, False)],
+                         ids=['finish', 'save', 'killed before moving', 'killed while moving'])
+@pytest.mark.parametrize('start', ['whole', 'without check sums', 'killed'])
+def test_a_reader_never_sees_two_versions(tmp_path, monkeypatch, start, event):
+    "Something happens before each of the files that it reads"
+    read_bytes = Path.read_bytes
+    for at in range(1, 12):
+        folder, reads = tmp_path/str(at), 0
+        save_pair(folder, 'old')
+        if start == 'without check sums': without_sums(folder)
+        if start == 'killed': assert dying(lambda: save_pair(folder, 'newer'), 'replace', 1, True)
+        def counted(path):
+            nonlocal reads
+            reads += 1
+            if reads == at:
+                with monkeypatch.context() as m:
+                    m.setattr(Path, 'read_bytes', read_bytes)
+                    event(folder)
+            return read_bytes(path)
+        with monkeypatch.context() as m:
+            m.setattr(Path, 'read_bytes', counted)
+            assert len(read_pair(folder)) == 1
+        if reads < at: break
+    assert at > 4
 
 @posix
 def test_two_writers_take_turns(tmp_path):

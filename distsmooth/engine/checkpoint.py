@@ -78,7 +78,7 @@ def _check_plain(x, name='state'):
         _check_plain(k, f'a key of {name}')
         _check_plain(v, f'{name}.{k}')
 
-# %% ../../nbs/engine/checkpoint.ipynb #a142b8b3
+# %% ../../nbs/engine/checkpoint.ipynb #039b14da
 class _Summed:
     "A file that keeps the check sum of all that is written to it"
     def __init__(self, f): self.f, self.sum = f, sha256()
@@ -254,10 +254,10 @@ def __enter__(self:Checkpoints):
 @patch
 def __exit__(self:Checkpoints, *error): self._held.__exit__(*error)
 
-# %% ../../nbs/engine/checkpoint.ipynb #0e846c15
+# %% ../../nbs/engine/checkpoint.ipynb #f602fec1
 def _sha256(path):
-    "Of a file that is on the disk"
-    _sync(path)
+    "Of a file, which is on the disk afterwards"
+    for p in (path, path.parent): _sync(p)
     with open(path, 'rb') as f: return file_digest(f, 'sha256').hexdigest()
 
 def write_together(
@@ -270,30 +270,29 @@ def write_together(
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, '.new.lock', wait=60):
         try:
-            _finish(folder)
-            new.mkdir()
+            _finish(folder, members)
+            new.mkdir(exist_ok=True)
             result = write(new)
             config = json.loads((new/'config.json').read_text())
             config['sha256'] = {m: _sha256(new/m) for m in members(config)}
             write_whole(folder/'config.json', lambda f: f.write(f'{json.dumps(config, indent=2)}\n'.encode()))
         finally:
-            _finish(folder)
+            _finish(folder, members)
             with suppress(OSError): (folder/'.new.lock').unlink()
     return result
 
-def _finish(folder):
+def _finish(folder, members):
     "Move what `config.json` names from `.new` to its place; what else is there was never finished"
-    new = folder/'.new'
-    if not new.exists(): return
-    config = json.loads((folder/'config.json').read_text()) if (folder/'config.json').exists() else {}
-    for name, sha in config.get('sha256', {}).items():
+    new, named = folder/'.new', {}
+    with suppress(FileNotFoundError, ValueError): named = _named(folder, _read(folder, 'config.json'), members)
+    for name, sha in named.items():
         if not (new/name).is_file() or _sha256(new/name) != sha: continue
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(new/name, folder/name)
         _sync((folder/name).parent)
     shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/engine/checkpoint.ipynb #991e466d
+# %% ../../nbs/engine/checkpoint.ipynb #bd4819b5
 def read_together(
     folder, # Of `write_together`
     members, # As there

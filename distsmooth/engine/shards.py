@@ -54,7 +54,7 @@ def _accelerator() -> Accelerator:
     "The processes there are, and nothing else of what `accelerate config` may say"
     return Accelerator(mixed_precision='no', gradient_accumulation_steps=1)
 
-# %% ../../nbs/engine/shards.ipynb #d44a8135
+# %% ../../nbs/engine/shards.ipynb #a0e18df8
 def _by_main(acc, f):
     "What `f()` gives in the main process, for all of them; its error is everybody's"
     box = [None, None]
@@ -109,7 +109,7 @@ def image_uniforms(
     uniforms = torch.cat([net.uniforms(BLOCK, make_generator(seed, what, b)) for b in blocks])
     return uniforms[first % BLOCK:][:n]
 
-# %% ../../nbs/engine/shards.ipynb #579675ee
+# %% ../../nbs/engine/shards.ipynb #a32c755b
 def sample_shards(
     model, # What `load_parts` takes: a bundled name, a folder, or a hub id
     out, # A folder for the shards
@@ -137,7 +137,7 @@ def sample_shards(
     return run_shards(out, sizes, work, settings, progress, acc)
 
 def _network(model, *wanted):
-    "The first of the wanted parts that there is: its name, the network, the kernel, the sha256 of its weights"
+    "The first of the wanted parts that there is: its name, the network, the kernel, the sha256 of the weights' file"
     files = read_files(model)
     parts = parts_from(files)
     kernel = parts.pop('kernel')
