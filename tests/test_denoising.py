@@ -98,8 +98,8 @@ def test_context_reaches_the_score():
 
 def test_images_of_a_batch_do_not_mix():
     model, x = tiny(), rand(3, 1, 4, 4)
-    for score in ('joint', 'local'):
-        assert_close(single_step(model, x, 0.5, score), torch.cat([single_step(model, one[None], 0.5, score) for one in x]))
+    for kind in ('joint', 'local'):
+        assert_close(single_step(model, x, 0.5, kind), torch.cat([single_step(model, one[None], 0.5, kind) for one in x]))
 
 def test_it_leaves_everything_as_it_was():
     model, x = tiny(dropout=0.5).train(), rand(2, 1, 4, 4)
@@ -120,7 +120,7 @@ def test_every_part_keeps_its_own_mode():
         modes, inside = {m: m.training for m in model.modules()}, []
         model.register_forward_hook(lambda *_: inside.append(any(m.training for m in model.modules())))
         assert len(set(modes.values())) == 2
-        for score in ('joint', 'local'): single_step(model, rand(2, 1, 4, 4), .5, score)
+        for kind in ('joint', 'local'): single_step(model, rand(2, 1, 4, 4), .5, kind)
         model.register_forward_hook(lambda *_: 1/0)
         with pytest.raises(ZeroDivisionError): single_step(model, rand(2, 1, 4, 4), .5)
         assert inside == [False]*3 and {m: m.training for m in model.modules()} == modes
@@ -177,7 +177,7 @@ def test_one_point_is_the_kernel():
     x, at = rand(1, 1, 4, 4), rand(3, 1, 4, 4, seed=1)
     exact = SmoothedDataset(x, 0.4)
     assert_close(exact.log_prob(at), GaussianKernel(0.4).log_prob(at, x.expand_as(at)))
-    for score in ('joint', 'local'): assert_close(exact.denoise(at, score), x.expand_as(at))
+    for kind in ('joint', 'local'): assert_close(exact.denoise(at, kind), x.expand_as(at))
 
 @pytest.mark.parametrize('shape', [(4,), (1, 2, 3), (3, 2, 2)])
 def test_exact_local_form_is_the_slope_of_own_terms(shape):
@@ -197,8 +197,8 @@ def test_exact_local_form_is_the_slope_of_own_terms(shape):
 @given(sigma=st.floats(0.01, 3), seed=st.integers(0, 1000))
 def test_posterior_mean_stays_within_the_data(sigma, seed):
     data, at = rand(5, 3, seed=seed), 5*rand(4, 3, seed=seed+1)
-    for score in ('joint', 'local'):
-        out = SmoothedDataset(data, sigma).denoise(at, score)
+    for kind in ('joint', 'local'):
+        out = SmoothedDataset(data, sigma).denoise(at, kind)
         assert (out <= data.amax(0) + 1e-9).all() and (out >= data.amin(0) - 1e-9).all()
 
 def test_limits_of_sigma():

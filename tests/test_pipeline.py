@@ -226,7 +226,7 @@ def test_the_way_round_has_one_level(call):
 
 def test_a_number_is_as_exact_as_a_float64_tensor():
     "0.6 is not a float32"
-    sm, x, x_noisy, s = levels().double(), ZEROS.double(), torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.tensor(.6, dtype=torch.float64)
+    sm, x_noisy, s = levels().double(), torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.tensor(.6, dtype=torch.float64)
     u = sm.uniforms(2, torch.Generator().manual_seed(0))
     for call in (lambda s: sm.sample(uniforms=u, sigma=s), lambda s: sm.denoise(x_noisy, uniforms=u[1], sigma=s), lambda s: sm.denoise(x_noisy, 'single_step', sigma=s)):
         assert torch.equal(call(.6), call(s)) and not torch.equal(call(.6), call(s.float()))

@@ -24,8 +24,8 @@ from distsmooth.training import make_generator
 NET = dict(size=8, n_filters=2, n_resnet=1, n_mix=1)
 def saved(folder, kernel=GaussianKernel(.5), sigma_range=None, parts=('smooth', 'reverse')):
     torch.manual_seed(0)
-    make = dict(smooth=lambda: PixelCNNpp(**NET, sigma_range=sigmas), raw=lambda: PixelCNNpp(**NET, head='discretized'),
-                reverse=lambda: PixelCNNpp(**NET, head='discretized', context_channels=1, sigma_range=sigmas))
+    make = dict(smooth=lambda: PixelCNNpp(**NET, sigma_range=sigma_range), raw=lambda: PixelCNNpp(**NET, head='discretized'),
+                reverse=lambda: PixelCNNpp(**NET, head='discretized', context_channels=1, sigma_range=sigma_range))
     save_parts(folder, kernel, **{p: make[p]() for p in parts})
     return str(folder)
 
