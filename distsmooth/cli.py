@@ -138,7 +138,7 @@ def sampling(
 # %% ../nbs/engine/cli.ipynb #581686a7
 def training(
     cases:list[str]=['mnist:64'], # 'network:images a step', networks of `distsmooth.engine.bench_training.TRAINED`
-    variants:list[str]=['plain', 'fused', 'bf16'], # Compared with the first
+    variants:list[str]=['plain', 'fused', 'compile', 'bf16'], # Compared with the first
     repeats:int=2, # Processes for each variant, in turns
     steps:int=3, # Steps that each of them times
     device:Optional[str]=None, # 'cpu' or 'cuda'; a GPU if there is one, if left out

@@ -81,7 +81,7 @@ class TrainConfig:
     batch_size:int=within('[1, inf)', 16) # images a step, over all processes: on a CPU many steps beat large batches
     accumulate:int=within('[1, inf)', 1) # parts of a batch, one after the other: less memory, the same gradient
     lr:float=within('(0, inf)', 4e-3) # high: the run is short and ends at 0 (the paper's 2e-4 is for 1000 epochs)
-    warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, while Adam's moments settle
+    warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, while Adam's moments settle; a tenth of the run at most
     schedule:Literal['cosine', 'exponential']='cosine' # down to 0 at the end, or by `decay` at each step, as published
     decay:float=within('(0, 1]', 0.999995) # of the exponential schedule
     betas:tuple[float, float]=(0.95, 0.9995) # Adam's, as in PixelCNN++; the paper's code keeps PyTorch's (0.9, 0.999)
@@ -109,7 +109,7 @@ def lr_at(self:TrainConfig,
     total:int, # Steps of the whole run
 ) -> float: # Learning rate
     "A linear warm-up, times a cosine down to 0, or times a power"
-    ramp = min(1, (step+1)/self.warmup) if self.warmup else 1
+    ramp = min(1, (step+1)/max(1, min(self.warmup, total//10)))
     return self.lr*ramp*(self.decay**step if self.schedule == 'exponential' else (1 + math.cos(math.pi*step/total))/2)
 
 # %% ../nbs/course/09_training.ipynb #c5f95a61

@@ -1,14 +1,23 @@
-"""Take the first step's share out of the averaged weights in the box: the record of how the networks of version 0.1.0 were repaired.
+"""Take the first step out of the averaged weights in the box: how those of version 0.1.0 were repaired.
 
-    python scripts/repair_average.py           # MNIST in DISTSMOOTH_DATA, and the weights of version 0.1.0 in place; a few minutes on one core
+    python scripts/repair_average.py    # MNIST in DISTSMOOTH_DATA, the weights of 0.1.0 in place; a few minutes
 
-What was wrong. An average with a constant decay d, begun at the weights after the first step, w1, holds d^(T-1) of them after T steps. The loop that trained the box averaged
-so, with d = 0.999 and T = 3750: 2.35 % of the average were weights that had seen 16 digits. A reverse network at 0.69 nats/dim became one at 0.79.
-What is done. That share is known, and w1 can be made again from the recipe and its seed: w = (average - d^(T-1) w1)/(1 - d^(T-1)) is the same average without it. The gains and the
+What was wrong. An average with a constant decay d, begun at the weights w1 after the first step, holds
+d^(T-1) of them after T steps. The loop that trained the box averaged so, with d = 0.999 and T = 3750:
+2.35 % of the average were weights that had taken a single step. A reverse network at 0.67 nats/dim
+became one at 0.79.
+
+What is done. That share is known, and w1 follows from the recipe and its seed, so
+w = (average - d^(T-1) w1)/(1 - d^(T-1)) is the same average of the other steps. The gains and the
 directions of weight-normed layers were averaged one by one, so they are repaired one by one.
-What is checked, before anything is written. The weights found are those of 0.1.0, and score what their log says. The repaired ones score lower on the log's 500 test digits; and on
-the very batches of the log's last line, with the same noise, they score within 0.02 nats/dim of that line: at its learning rate, below 1e-6, the weights stood still.
-The log's test column, which told of the old weights, then tells of the repaired ones. Run again, the script finds other weights than it repairs, and refuses.
+
+What is checked, before anything is written. The weights found are those of 0.1.0, and score what their
+log says. The repaired ones score lower on the log's 500 test digits; and on the very batches of the
+log's last line, with the same noise, within 0.02 nats/dim of that line: its learning rate is below
+1e-6, so that the weights stood still.
+
+The log's test column, which told of the old weights, then tells of the repaired ones. Run again, the
+script finds other weights than it repairs, and changes nothing.
 """
 import csv, hashlib, io, math, sys, tempfile
 import torch
@@ -20,7 +29,7 @@ from distsmooth.pipeline import PRETRAINED, load_parts, save_parts
 from distsmooth.engine.experiment import RECIPES, Data, Experiment, Log, Network, Recipe, Objective, evaluate
 from distsmooth.training import TrainConfig
 
-BOX, DECAY, STEPS, TEST_DIGITS, NEAR = PRETRAINED/'digits', .999, 3750, 500, .02
+BOX, DECAY, STEPS, EVERY, TEST_DIGITS, NEAR = PRETRAINED/'digits', .999, 3750, 25, 500, .02
 SHARE = DECAY**(STEPS - 1)
 FOUND = {  # sha256 of model.safetensors, as version 0.1.0 had them
     'smooth': '8691af0de0f2aa687bc38b3fcc9c9108193e56ca5b17adf2ba94fbb7d2c9408a',
@@ -32,7 +41,8 @@ def recipe(part):
     "What `make box` trains: the recipe of that part, on MNIST"
     given = yaml.safe_load((RECIPES/f'digits-{part}.yaml').read_text())
     given['data']['name'] = 'mnist'
-    return Recipe(Data(**given['data']), Objective(**given['objective']), Network(**given['network']), TrainConfig(**given['train']), Log(**given['log']))
+    made = dict(data=Data, task=Objective, network=Network, train=TrainConfig, log=Log)
+    return Recipe(**{k: make(**given[k]) for k, make in made.items()})
 
 def first_step(part):
     "The run of a part after one step"
@@ -40,9 +50,9 @@ def first_step(part):
     run.advance()
     return run
 
-def without(average, first, share=SHARE):
-    "The average without the share of the first weights, name by name; float64 between"
-    return {k: ((w.double() - share*first[k].double())/(1 - share)).to(w.dtype) for k, w in average.items()}
+def without(average, first):
+    "The average without its share of the first weights, name by name; float64 between"
+    return {k: ((w.double() - SHARE*first[k].double())/(1 - SHARE)).to(w.dtype) for k, w in average.items()}
 
 def on_test(run, weights):
     "Nats/dim, by the test protocol of the log"
@@ -50,11 +60,11 @@ def on_test(run, weights):
     return evaluate(run, load_dataset('digits', 'test'), TEST_DIGITS)
 
 @torch.no_grad()
-def on_last_line(run, weights, every=25):
+def on_last_line(run, weights):
     "Nats/dim of the batches that the last line of the log is the mean of"
     run.model.load_state_dict(weights)
     losses = []
-    for run.step in range(STEPS - every, STEPS):
+    for run.step in range(STEPS - EVERY, STEPS):
         target, conditions = run.batch()
         losses.append(run.losses(target, **conditions).mean())
     return torch.stack(losses).mean().item()
@@ -73,22 +83,29 @@ def write_log(part, nats):
     writer.writerows(rows)
     write_whole(BOX/part/'log.csv', lambda f: f.write(text.getvalue().encode()))
 
+def check(part, test, line):
+    "Stop unless the scores (before, after) on test digits and on the last line's batches are what the log lets expect"
+    last = read_log(part)[-1]
+    logged, trained = (float(last[k]) for k in ('test_nats_per_dim', 'train_nats_per_dim'))
+    print('{:8} test digits {:.4f} -> {:.4f},'.format(part, *test), end=' ')
+    print('batches of the last line {:.4f} -> {:.4f}, the log says {:.4f}'.format(*line, trained), flush=True)
+    need(abs(test[0] - logged) < 1e-3, f'{part} scores {test[0]:.4f} on test digits, its log says {logged:.4f}')
+    need(test[1] < test[0], f'{part} would score {test[1]:.4f} on test digits, no better than {test[0]:.4f}')
+    need(abs(line[1] - trained) < NEAR, f"{part} would score {line[1]:.4f} on its last line's batches, not {trained:.4f}")
+
 def repaired(part):
     "The repaired weights of a part, and what they score on test digits; nothing is written"
-    average, last, run = load_file(BOX/part/'model.safetensors'), read_log(part)[-1], first_step(part)
-    weights = without(average, run.model.state_dict())
-    before, after, line = on_test(run, average), on_test(run, weights), on_last_line(run, weights)
-    logged, trained = float(last['test_nats_per_dim']), float(last['train_nats_per_dim'])
-    print(f'{part:8} test digits {before:.4f} -> {after:.4f}, batches of the last line {on_last_line(run, average):.4f} -> {line:.4f}, the log says {trained:.4f}', flush=True)
-    need(abs(before - logged) < 1e-3, f'{part} scores {before:.4f} on test digits, and its log says {logged:.4f}')
-    need(after < before, f'{part} would score {after:.4f} on test digits, no better than {before:.4f}: is the first step another one?')
-    need(abs(line - trained) < NEAR, f'{part} would score {line:.4f} on the batches of the last line of its log, which says {trained:.4f}')
-    return weights, after
+    average, run = load_file(BOX/part/'model.safetensors'), first_step(part)
+    both = average, without(average, run.model.state_dict())
+    test, line = ([score(run, w) for w in both] for score in (on_test, on_last_line))
+    check(part, test, line)
+    return both[1], test[1]
 
 def main():
     for part, expected in FOUND.items():
         digest = hashlib.sha256((BOX/part/'model.safetensors').read_bytes()).hexdigest()
-        need(digest == expected, f'{part} holds other weights than those of version 0.1.0 (sha256 {digest[:12]}..., not {expected[:12]}...): repaired already, or trained anew')
+        need(digest == expected, f'{part} holds other weights than those of 0.1.0: repaired already, or trained anew '
+                                 f'(sha256 {digest[:12]}..., not {expected[:12]}...)')
     found, model = {part: repaired(part) for part in FOUND}, load_parts('digits')
     for part, (weights, nats) in found.items():
         model[part].load_state_dict(weights)

@@ -1,15 +1,19 @@
 "Measuring: the same images as `sample`, rows that add up, memory that grows as it should, and requests that are refused before anything is timed."
+import gc
 import json
+import os
+import sys
 import time
+from types import SimpleNamespace
 import pytest
 import torch
 from torch.testing import assert_close
 from distsmooth import bench
-from distsmooth.bench import REPORT_HOURS, as_line, bench_sampling, kept_bytes, parts, pass_seconds, peak_memory, precision_effect, run, seconds
+from distsmooth.engine.bench import REPORT_HOURS, as_line, bench_sampling, kept_bytes, parts, pass_seconds, peak_memory, precision_effect, run, seconds
 from distsmooth.made import MADE
 from distsmooth.pipeline import SmoothedModel
 from distsmooth.pixelcnn import PixelCNNpp
-from distsmooth.sampling import METHODS
+from distsmooth.autoregressive import METHODS
 from distsmooth.smoothing import GaussianKernel
 
 SMALL = dict(n_filters=4, n_resnet=1, n_mix=2)
@@ -50,10 +54,25 @@ def test_parts_are_the_networks_that_draw():
     assert parts(sm) == [sm.smooth, sm.reverse] and parts(net) == [net]
     with pytest.raises(ValueError, match='no reverse'): parts(SmoothedModel(made()))
 
-def test_seconds_and_passes():
-    assert .05 <= seconds(lambda: time.sleep(.05)) < 5
-    for make in MODELS.values(): assert 0 < pass_seconds(make(), 2, repeats=1) < 10
-    assert 0 < pass_seconds(two(pixels), 2, 1, torch.bfloat16) < 10
+@pytest.fixture
+def clock(monkeypatch):
+    "A clock that stands still until `clock[0]` is set forward"
+    now = [100.]
+    monkeypatch.setattr(bench, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+def test_seconds_are_those_of_the_work(clock):
+    def work(): clock[0] += 2.5
+    assert seconds(work) == 2.5 and seconds(lambda: None) == 0
+
+def test_the_price_of_a_pass_is_the_median_without_the_first(clock):
+    sm, takes = two(), iter([99., 1., 7., 2.])
+    sm.smooth.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + next(takes)))
+    assert pass_seconds(sm, 5, repeats=3) == 2. and next(takes, None) is None
+
+@pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
+def test_every_model_has_a_price(make):
+    for dtype in (None, torch.bfloat16): assert pass_seconds(make(), 2, 1, dtype) > 0
 
 def test_a_pass_is_one_call_of_every_network():
     sm, calls = two(), []
@@ -92,10 +111,24 @@ def test_rows_count_real_sweeps_and_real_memory(tiny):
     assert rows['jacobi']['sweeps'] == run(model, model.uniforms(2, seeded()), method='jacobi')[1]
     assert bench_sampling(['one:2'], ['cached'], 1, 'cpu')['rows'][1]['kept_bytes'] == kept_bytes(pixels(), 2)
 
-def test_a_measured_naive_run_is_not_marked_as_extrapolated(tiny):
-    guessed, measured = bench_sampling(['one:1'], ['naive'], 1, 'cpu')['rows']
+def test_a_measured_naive_run_is_not_marked_as_extrapolated(tiny, clock, monkeypatch):
+    "A pass takes 2 seconds here, and a run 96: three quarters of the 64 passes"
+    monkeypatch.setattr(bench, 'pass_seconds', lambda *_: 2.)
+    whole = bench.run
+    def run(*args, **how): clock[0] += 96; return whole(*args, **how)
+    monkeypatch.setattr(bench, 'run', run)
+    guessed, measured = bench_sampling(['one:4'], ['naive'], 3, 'cpu')['rows']
     assert guessed['extrapolated'] and not measured['extrapolated'] and measured['sweeps'] is None
-    assert .05 < measured['ratio'] < 20
+    assert (guessed['seconds'], guessed['passes'], guessed['ratio'], guessed['images_per_second']) == (128, 64, 1, 4/128)
+    assert (measured['seconds'], measured['passes'], measured['images_per_second']) == (96, 48, 4/96)
+    assert_close(measured['ratio'], 128/96); assert_close(measured['hours_per_2000'], 96/4*2000/3600)
+
+def test_the_run_that_is_watched_is_not_the_one_that_is_timed(tiny, clock, monkeypatch):
+    monkeypatch.setattr(bench, 'pass_seconds', lambda *_: 2.)
+    took, whole = iter([50., 3., 9., 4., 60.]), bench.run
+    def run(*args, **how): clock[0] += next(took); return whole(*args, **how)
+    monkeypatch.setattr(bench, 'run', run)
+    assert bench_sampling(['one:2'], ['cached'], 3, 'cpu')['rows'][1]['seconds'] == 4 and next(took) == 60
 
 def test_half_the_bits_are_named(tiny):
     result = bench_sampling(['one:16'], ['cached'], 1, 'cpu', torch.bfloat16)
@@ -140,11 +173,21 @@ def test_peak_memory_sees_what_is_held_and_what_is_gone():
     with peak_memory() as held: block = torch.ones(80, 2**20, dtype=torch.uint8)
     del block
     with peak_memory() as gone:
-        block = torch.ones(80, 2**20, dtype=torch.uint8)
-        time.sleep(.02)
+        block, patience = torch.ones(80, 2**20, dtype=torch.uint8), 500
+        while gone() is not None and gone() < 70e6 and (patience := patience - 1): time.sleep(.01)   # until it has been looked at
         del block
     if nothing() is None: pytest.skip('this system does not say how much memory a process holds')
     assert held() > 70e6 and gone() > 70e6 and nothing() < 40e6
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='this system has no such file')
+def test_looking_at_memory_leaves_no_file_open():
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'unraisablehook', seen.append)
+        for _ in range(3): assert bench._resident() > 0
+        gc.collect()
+    assert not seen
 
 def test_peak_memory_survives_an_error():
     with pytest.raises(RuntimeError, match='boom'):

@@ -138,7 +138,7 @@ def test_a_run_of_thirty_steps_draws_digits_that_are_numbers(tmp_path):
     f = Experiment(recipe, tmp_path)
     f.go(progress=False)
     x = sample_grid(f.run, recipe.task, f.test, 16)
-    assert x.isfinite().all() and x.abs().max() < 20
+    assert x.isfinite().all() and x.abs().max() < 100
 
 # test images
 

@@ -252,7 +252,7 @@ def test_the_average_of_a_short_run_is_no_worse_than_the_network(steps):
     "On held-out digits, by more than what is left of the noise in 2 x 500 of them"
     digits, test = (F.adaptive_avg_pool2d(load_dataset('digits', split)[:n][0], 8) for split, n in (('train', 2000), ('test', 500)))
     model, kernel = net(), GaussianKernel(.5)
-    for state in train(model, digits, smooth_objective(kernel), TrainConfig(steps=steps, warmup=10)): pass
+    for state in train(model, digits, smooth_objective(kernel), TrainConfig(steps=steps)): pass
     x_noisy = kernel.sample(test, torch.Generator().manual_seed(1))
     with torch.no_grad(): mean, last = (-m.eval().log_prob(x_noisy).double()/model.dims for m in (state.ema, model))
     assert (mean - last).mean() < .01 and mean.mean() < 1.5
@@ -438,3 +438,8 @@ def test_the_configuration_of_accelerate_changes_nothing(tmp_path):
     plain, configured = (torch.load(tmp_path/name) for name in ('plain', 'configured'))
     assert plain[0] == configured[0]
     assert_close(configured[1], plain[1], rtol=0, atol=0)
+
+def test_warmup_takes_a_tenth_of_the_run_at_most():
+    c = TrainConfig(schedule='exponential', decay=1.)
+    for total, steps in ((5, 1), (30, 3), (300, 30), (1000, 100), (3750, 100)):
+        assert [c.lr_at(s, total)/c.lr for s in range(steps + 1)] == pytest.approx([*((s+1)/steps for s in range(steps)), 1])

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 # %% ../../nbs/engine/bench.ipynb #6573dc4c
@@ -94,7 +95,7 @@ def _one_pass(model, part, n, dtype):
 # %% ../../nbs/engine/bench.ipynb #35ef643d
 def _resident():
     "Bytes of memory that this process holds; None where the system does not say"
-    try: return int(open('/proc/self/statm').read().split()[1])*os.sysconf('SC_PAGE_SIZE')
+    try: return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
     except OSError: return None
 
 def _give_back():
