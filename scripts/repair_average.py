@@ -41,7 +41,7 @@ def recipe(part):
     "What `make box` trains: the recipe of that part, on MNIST"
     given = yaml.safe_load((RECIPES/f'digits-{part}.yaml').read_text())
     given['data']['name'] = 'mnist'
-    made = dict(data=Data, task=Objective, network=Network, train=TrainConfig, log=Log)
+    made = dict(data=Data, objective=Objective, network=Network, train=TrainConfig, log=Log)
     return Recipe(**{k: make(**given[k]) for k, make in made.items()})
 
 def first_step(part):
