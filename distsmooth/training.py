@@ -181,7 +181,7 @@ def _check_batch(n, processes):
 def compile_blocks(
     model:nn.Module, # Changed in place
 ):
-    "Have `torch.compile` fuse each gated block: blocks of one shape share the result, so that it starts sooner than for the whole network"
+    "Have `torch.compile` fuse each gated block, so that it starts sooner than for the whole network"
     for block in model.modules():
         if isinstance(block, GatedResidual): block.compile(dynamic=False)
 

@@ -27,7 +27,7 @@ from ..autoregressive import METHODS, draw
 
 # %% ../../nbs/engine/bench.ipynb #3a78bf40
 NETWORKS = {
-    'digits': partial(SmoothedModel.from_pretrained, 'digits'),             # the model in the box: two networks, two steps
+    'digits': partial(SmoothedModel.from_pretrained, 'digits'),             # the model in the box: two networks
     'mnist': PixelCNNpp,                                                    # the published configurations, untrained:
     'cifar10': partial(PixelCNNpp, channels=3, size=32, n_filters=160),     # a pass costs the same with any weights
 }
@@ -52,7 +52,8 @@ def parts(
 ) -> list: # The networks that draw, in their order; each sees the last one's images as its context, if it takes one
     "One network, or two; a `ValueError` for a `SmoothedModel` that has only one"
     if not isinstance(model, SmoothedModel): return [model]
-    if model.reverse is None: raise ValueError('model must have both networks, but it has no reverse: give model.smooth alone')
+    if model.reverse is None:
+        raise ValueError('model must have both networks, but it has no reverse: give model.smooth alone')
     return [model.smooth, model.reverse]
 
 def _dist(model, net, context=None):
@@ -109,7 +110,7 @@ def _give_back():
 def peak_memory(
     device='cpu', # Where the tensors are
 ):
-    "A function that says, afterwards, by how many bytes memory had grown at the highest (on a CPU: the process, looked at every 2 ms); None where the system does not say"
+    "A function that says, afterwards, by how many bytes memory had grown at the highest; None if the system does not say"
     if torch.device(device).type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -141,7 +142,7 @@ def _tensors(thing, seen):
     for part in inside: yield from _tensors(part, seen)
 
 def _reached(model, net, n):
-    "Bytes that the steps of `net` (as `fold_weight_norm` leaves it) hold for `n` images, its own weights and the canvas left out"
+    "Bytes that the decoder of `net` (weight norm folded) holds for `n` images, without its weights and the canvas"
     p = next(net.parameters())
     x, context = (p.new_zeros(n, c, *net.size) for c in (net.channels, net.context_channels))
     conditions = _dist(model, net, context if net.context_channels else None).conditions
@@ -158,9 +159,10 @@ def kept_bytes(
     n:int, # Images
     dtype:torch.dtype=None, # Of the arithmetic
 ) -> int: # Bytes
-    "What the cached sampler keeps from one pixel to the next for the images; the canvas, the networks' weights and rearranged copies of them are left out"
+    "What the cached sampler keeps from pixel to pixel for the images: no canvas, no weights, no copies of them"
     nets = [fold_weight_norm(part, dtype) for part in parts(model)]
-    return sum(_reached(model, net, n) - 2*_reached(model, net, LANES) + _reached(model, net, 2*LANES) for net in nets)  # less what does not grow with n
+    reached = lambda net, k: _reached(model, net, k)
+    return sum(reached(net, n) - 2*reached(net, LANES) + reached(net, 2*LANES) for net in nets)  # less the constant part
 
 # %% ../../nbs/engine/bench.ipynb #042ef3f5
 @torch.no_grad()
@@ -168,17 +170,20 @@ def precision_effect(
     model, # An `Autoregressive` without context
     uniforms:torch.Tensor, # (n, C+1, H, W)
     dtype:torch.dtype=torch.bfloat16, # Of the network's arithmetic, to be compared with the model's own
-) -> dict: # 'same_within_001', a share of all values; 'nats_per_dim' and 'nats_per_dim_coarse', the mean -log p by the model itself
+) -> dict: # 'same_within_001', a share; 'nats_per_dim' and 'nats_per_dim_coarse', the mean -log p by the model itself
     "What a coarser arithmetic does to samples from the same uniforms, and how likely both are under the model itself"
     x, y = (run(model, uniforms, dtype=d)[0] for d in (None, dtype))
     nats = [-model.log_prob(z).mean().item()/model.dims for z in (x, y)]
-    return dict(same_within_001=((x - y).abs() < .01).float().mean().item(), nats_per_dim=nats[0], nats_per_dim_coarse=nats[1])
+    same = ((x - y).abs() < .01).float().mean().item()
+    return dict(same_within_001=same, nats_per_dim=nats[0], nats_per_dim_coarse=nats[1])
 
 # %% ../../nbs/engine/bench.ipynb #b64708e4
 def _case(text):
     "('mnist', 16) from 'mnist:16'"
     name, _, n = str(text).partition(':')
-    if name not in NETWORKS or not n.isdecimal() or not int(n): raise ValueError(f"cases must be like 'mnist:16', a network of {list(NETWORKS)} and how many images, got {text!r}")
+    if name not in NETWORKS or not n.isdecimal() or not int(n):
+        wanted = f"like 'mnist:16', a network of {list(NETWORKS)} and how many images"
+        raise ValueError(f'cases must be {wanted}, got {text!r}')
     return name, int(n)
 
 def check_device(
@@ -187,7 +192,8 @@ def check_device(
     "'cpu' or 'cuda', as asked for or as there is; a `ValueError` for a GPU that is not there"
     gpu = torch.cuda.is_available()
     if name not in (None, 'cpu', 'cuda') or name == 'cuda' and not gpu:
-        raise ValueError(f"device must be 'cpu'{' or ' + repr('cuda') if gpu else ' (there is no GPU that PyTorch can use)'}, got {name!r}")
+        wanted = "'cpu' or 'cuda'" if gpu else "'cpu' (there is no GPU that PyTorch can use)"
+        raise ValueError(f'device must be {wanted}, got {name!r}')
     return name or ('cuda' if gpu else 'cpu')
 
 def as_machine(
@@ -196,7 +202,8 @@ def as_machine(
 ) -> dict: # 'device', 'threads', 'torch', 'dtype'
     "What the figures depend on"
     name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
-    return dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__, dtype=str(dtype or torch.float32)[6:])
+    dtype = str(dtype or torch.float32)[6:]
+    return dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__, dtype=dtype)
 
 # %% ../../nbs/engine/bench.ipynb #e9314558
 def _timed(model, n, methods, repeats, dtype):
@@ -206,7 +213,7 @@ def _timed(model, n, methods, repeats, dtype):
         jacobi, items = method.startswith('jacobi'), []
         if jacobi and not isinstance(model, SmoothedModel): continue  # how many sweeps it takes depends on the weights
         work = lambda: items.append(run(model, uniforms, method=method, dtype=dtype)[1])
-        with peak_memory(device) as peak: first = seconds(work, device)  # who watches memory slows the work down: not counted, if there are others
+        with peak_memory(device) as peak: first = seconds(work, device)  # watching slows the work down: not counted
         times = [first] if jacobi else [seconds(work, device) for _ in range(repeats)]
         yield dict(method=method, seconds=median(times), extrapolated=False, sweeps=items[0] if jacobi else None,
                    peak_bytes=peak(), kept_bytes=kept_bytes(model, n, dtype) if method == 'cached' else None)
@@ -226,13 +233,13 @@ def _rows(name, n, methods, repeats, device, dtype):
 # %% ../../nbs/engine/bench.ipynb #f2f13cf7
 def bench_sampling(
     cases=('digits:16', 'mnist:16', 'mnist:64', 'cifar10:8'), # 'network:images', networks of `NETWORKS`
-    methods=('cached', 'jacobi', 'jacobi_rows'), # Of `distsmooth.autoregressive.METHODS`; Jacobi for trained networks only
+    methods=('cached', 'jacobi', 'jacobi_rows'), # Jacobi: for trained networks only
     repeats:int=3, # Runs of each (one of Jacobi); their median counts
     device:str=None, # 'cpu' or 'cuda'; a GPU if there is one, if left out
     dtype:torch.dtype=None, # Of the networks' arithmetic
     report=lambda row: None, # Called with each row as soon as it is there
 ) -> dict: # 'machine', and 'rows' of numbers
-    "Time every algorithm in one run on this machine, against one full pass of the network for every pixel; a `ValueError` if that can't be done"
+    "Time every algorithm in one run on this machine, against one full pass of the network for every pixel"
     cases, device, rows = [_case(c) for c in cases], check_device(device), []
     unknown = [m for m in methods if m not in METHODS]
     if unknown: raise ValueError(f'methods must be among {list(METHODS)}, got {unknown[0]!r}')
@@ -248,8 +255,12 @@ def as_line(
     row:dict=None, # From `bench_sampling`; the headings if left out
 ) -> str: # A line of text
     "A row for the eye"
-    if row is None: return f'{"network":8} {"n":>4}  {"method":12} {"seconds":>9} {"passes":>8} {"ratio":>7} {"images/s":>9} {"h/2000":>8} {"peak MB":>8}'
-    note = ' (one timed pass x pixels)' if row['extrapolated'] else f' ({row["sweeps"]} sweeps)' if row['sweeps'] else ''
+    if row is None:
+        return (f'{"network":8} {"n":>4}  {"method":12} {"seconds":>9} {"passes":>8} {"ratio":>7} '
+                f'{"images/s":>9} {"h/2000":>8} {"peak MB":>8}')
+    sweeps = f' ({row["sweeps"]} sweeps)' if row['sweeps'] else ''
+    note = ' (one timed pass x pixels)' if row['extrapolated'] else sweeps
     peak = f'{row["peak_bytes"]/1e6:8.0f}' if row['peak_bytes'] is not None else f'{"":8}'
-    return (f'{row["network"]:8} {row["n"]:4}  {row["method"]:12} {row["seconds"]:9.2f} {row["passes"]:8.2f} {row["ratio"]:7.1f} '
+    return (f'{row["network"]:8} {row["n"]:4}  {row["method"]:12} {row["seconds"]:9.2f} '
+            f'{row["passes"]:8.2f} {row["ratio"]:7.1f} '
             f'{row["images_per_second"]:9.2f} {row["hours_per_2000"]:8.3f} {peak}{note}')

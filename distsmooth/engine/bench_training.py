@@ -25,12 +25,12 @@ from ..training import Trainer, TrainConfig, raw_objective
 
 # %% ../../nbs/engine/bench_training.ipynb #fbba8732
 TRAINED = {
-    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=5, dropout=0.), 60000),    # the smooth network in the box
+    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=5, dropout=0.), 60000),  # the smooth network in the box
     'mnist': (PixelCNNpp, 60000),                                                             # as published
     'cifar10': (partial(PixelCNNpp, channels=3, size=32, n_filters=160), 50000),              # as published
 }
 VARIANTS = {
-    'plain': dict(),                                          # float32, PyTorch's own functions one by one: the baseline
+    'plain': dict(),  # float32, PyTorch's own functions one by one: the baseline
     'fused': dict(fused=True),                                # float32, as `distsmooth train` does it on a CPU
     'compile': dict(fused=True, compile=True),                # float32, each block put together by a compiler
     'bf16': dict(fused=True, bf16=True),                      # half the bits
@@ -78,7 +78,7 @@ def measure(
     variant:str, # One of `VARIANTS`
     steps:int=3, # That are timed, after `WARM_UP`
     device:str='cpu', # 'cpu' or 'cuda'
-) -> dict: # 'seconds' of each step, 'first_step' in seconds, 'peak_bytes' by which memory grew (None where the system does not say)
+) -> dict: # 'seconds' of each step, 'first_step' in seconds, 'peak_bytes' by which memory grew, if known
     "Time some steps in this process"
     config = dict(VARIANTS[variant])
     fused = config.pop('fused', False)
@@ -87,7 +87,8 @@ def measure(
     with nullcontext() if fused else plain():
         run = make_run(network, batch_size, device, init_batch=0, **config)
         times = [seconds(run.advance, device) for _ in range(WARM_UP + steps)]
-    return dict(seconds=times[WARM_UP:], first_step=times[0], peak_bytes=None if before is None else _highest(device) - before)
+    grown = None if before is None else _highest(device) - before
+    return dict(seconds=times[WARM_UP:], first_step=times[0], peak_bytes=grown)
 
 def _highest(device):
     "The most memory this process has had so far, in bytes; None where the system does not say"
@@ -98,8 +99,10 @@ def _highest(device):
 
 def _in_a_process(**what):
     "`measure`, in a process of its own; 'failed' and its last words if it does not get through"
-    code = 'import json, sys; from distsmooth.engine.bench_training import measure; print(json.dumps(measure(**json.loads(sys.argv[1]))))'
-    done = subprocess.run([sys.executable, '-c', code, json.dumps(what)], capture_output=True, text=True, env=os.environ)
+    code = ('import json, sys; from distsmooth.engine.bench_training import measure; '
+            'print(json.dumps(measure(**json.loads(sys.argv[1]))))')
+    command = [sys.executable, '-c', code, json.dumps(what)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode: return dict(failed=([f'exit status {done.returncode}'] + done.stderr.strip().splitlines())[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -132,10 +135,11 @@ def bench_training(
     device:str=None, # 'cpu' or 'cuda'; a GPU if there is one, if left out
     report=lambda row: None, # Called with each row as soon as it is there
 ) -> dict: # 'machine', and 'rows' of numbers
-    "Time training steps on this machine, all variants in one run; a `ValueError` if that can't be done, a `RuntimeError` if the first variant fails"
+    "Time training steps on this machine, all variants in one run; a `RuntimeError` if the first variant fails"
     cases, device, rows = [_case(c) for c in cases], check_device(device), []
     unknown = [v for v in variants if v not in VARIANTS]
-    if unknown or not variants: raise ValueError(f'variants must be among {list(VARIANTS)}, got {(unknown or [None])[0]!r}')
+    if unknown or not variants:
+        raise ValueError(f'variants must be among {list(VARIANTS)}, got {(unknown or [None])[0]!r}')
     if repeats < 1 or steps < 1: raise ValueError(f'repeats and steps must be at least 1, got {repeats} and {steps}')
     top = {d: ceiling(device, d) for d in {_dtype(v) for v in variants}}
     for network, n in cases:
@@ -147,7 +151,9 @@ def bench_training(
 def _case(text):
     "('mnist', 64) from 'mnist:64'"
     name, _, n = str(text).partition(':')
-    if name not in TRAINED or not n.isdecimal() or not int(n): raise ValueError(f"cases must be like 'mnist:64', a network of {list(TRAINED)} and images a step, got {text!r}")
+    if name not in TRAINED or not n.isdecimal() or not int(n):
+        wanted = f"like 'mnist:64', a network of {list(TRAINED)} and images a step"
+        raise ValueError(f'cases must be {wanted}, got {text!r}')
     return name, int(n)
 
 def _runs(network, n, variants, repeats, steps, device):
@@ -164,9 +170,12 @@ def training_line(
     row:dict=None, # From `bench_training`; the headings if left out
 ) -> str: # A line of text
     "A row for the eye"
-    if row is None: return f'{"network":8} {"batch":>5}  {"variant":12} {"seconds":>8} {"images/s":>9} {"ratio":>6} {"GFLOP/s":>8} {"share":>6} {"1st step s":>10} {"peak MB":>8} {"h/100 epochs":>13}'
+    if row is None:
+        return (f'{"network":8} {"batch":>5}  {"variant":12} {"seconds":>8} {"images/s":>9} {"ratio":>6} {"GFLOP/s":>8} '
+                f'{"share":>6} {"1st step s":>10} {"peak MB":>8} {"h/100 epochs":>13}')
     head = f'{row["network"]:8} {row["batch_size"]:5}  {row["variant"]:12} '
     if row['failed']: return f'{head}failed: {row["failed"]}'
     peak = f'{row["peak_bytes"]/1e6:8.0f}' if row['peak_bytes'] is not None else f'{"":8}'
-    return (f'{head}{row["seconds"]:8.2f} {row["images_per_second"]:9.2f} {row["ratio"]:6.2f} {row["flop_per_second"]/1e9:8.0f} {row["share"]:6.0%} '
+    return (f'{head}{row["seconds"]:8.2f} {row["images_per_second"]:9.2f} {row["ratio"]:6.2f} '
+            f'{row["flop_per_second"]/1e9:8.0f} {row["share"]:6.0%} '
             f'{row["first_step"]:10.1f} {peak} {row["hours_per_100_epochs"]:13.1f}')
