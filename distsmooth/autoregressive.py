@@ -29,7 +29,7 @@ def _height_width(size):
     return tuple(check_number(s, 'size', '[1, inf)', whole=True) for s in pair)
 
 class Autoregressive(nn.Module, PyTorchModelHubMixin):
-    "What all models share: a subclass's `forward` gives each pixel's mixture from the pixels before it; the rest follows"
+    "What all models share: `forward` gives each pixel's mixture from the pixels before it; the rest follows"
     def __init__(self,
         channels:int, # 1 or 3
         size, # Side of the images, or (H, W)
@@ -116,7 +116,7 @@ class ModelDistribution:
         return gradient(self.log_prob, x)
     def __repr__(self): return f'ModelDistribution({type(self.model).__name__}, given {sorted(self.conditions)})'
 
-# %% ../nbs/course/04_autoregressive.ipynb #84876db4
+# %% ../nbs/course/04_autoregressive.ipynb #35bef302
 @patch
 def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, n='n'):
     "Raise a `ValueError` unless just those conditions are given that the model is made for, one or `n` of each"
@@ -128,7 +128,8 @@ def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, 
     if label is not None: check_label(label, self.n_classes)
     for name, value in dict(label=label, sigma=sigma).items():
         size = torch.as_tensor(value if value is not None else 0.).numel()
-        if isinstance(n, int) and size not in (1, n): raise ValueError(f'{name} must be one or ({n},) of them, got {size}')
+        if isinstance(n, int) and size not in (1, n):
+            raise ValueError(f'{name} must be one or ({n},) of them, got {size}')
 
 def check_label(
     label, # A class number, or (n,) of them
@@ -141,7 +142,7 @@ def check_label(
     if label.numel() and not 0 <= label.min() <= label.max() < n_classes:
         raise ValueError(f'label must lie in [0, {n_classes-1}], found {label.min()} to {label.max()}')
 
-# %% ../nbs/course/04_autoregressive.ipynb #73c3da7a
+# %% ../nbs/course/04_autoregressive.ipynb #a7c99fad
 @patch
 def dist(self:Autoregressive,
     context:torch.Tensor=None, # (n, C', H, W), for a model with `context_channels`
@@ -188,7 +189,7 @@ def uniforms(self:Autoregressive,
 
 # %% ../nbs/course/04_autoregressive.ipynb #de2770d2
 class PixelSampler:
-    "How the params of a region become its pixels: which uniforms, transform and temperature, and which pixels are known"
+    "How the params of a region become its pixels: by which uniforms, transform, temperature and known pixels"
     def __init__(self,
         mixture, # From params (n, P, h, w) to a mixture
         uniforms:torch.Tensor, # (n, C+1, h, w)
@@ -340,7 +341,8 @@ def _completion(model, uniforms, known, mask):
     "`known` and `mask`, one for each image, or neither; what is not known may be anything"
     if known is None and mask is None: return None, None
     (H, W), n = model.size, len(uniforms)
-    if known is None or mask is None: raise ValueError(f'known and mask go together: {"known" if known is None else "mask"} is missing')
+    if known is None or mask is None:
+        raise ValueError(f'known and mask go together: {"known" if known is None else "mask"} is missing')
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         raise TypeError(f'mask must be a bool tensor, got {getattr(mask, "dtype", type(mask).__name__)}')
     if tuple(mask.shape) not in ((H, W), (1, 1, H, W), (n, 1, H, W)):
@@ -374,7 +376,7 @@ def _run(method, model, conditions, sampler, x, start):
 
 @contextmanager
 def _drawing(x):
-    "No gradients, and no TF32: cuDNN rounds to it and matrix products do not, so the methods would draw different pixels"
+    "No gradients, and no TF32: cuDNN rounds to it, matrix products do not, and the methods would differ"
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul) if x.is_cuda else ()
     before = [p.fp32_precision for p in places]
     for p in places: p.fp32_precision = 'ieee'
@@ -426,5 +428,6 @@ def sample(self:Autoregressive,
     if uniforms is None:
         if n is None: raise ValueError('say how many samples: n, uniforms or context')
         uniforms = self.uniforms(n, generator)
-    if n not in (None, len(uniforms)): raise ValueError(f'n={n}, but uniforms are for {len(uniforms)} samples: leave one of them out')
+    if n not in (None, len(uniforms)):
+        raise ValueError(f'n={n}, but uniforms are for {len(uniforms)} samples: leave one of them out')
     return dist.from_uniforms(uniforms, **options)

@@ -184,7 +184,8 @@ def sample(
     label:Optional[int]=None, # Class to draw, for a network that is told labels
 ):
     "Draw from one network (stage 1), in shards: started again, it goes on; `accelerate launch` shares the work"
-    how = dict(method=method, transform=transform, temperature=temperature) | ({} if label is None else dict(label=label))
+    how = dict(method=method, transform=transform, temperature=temperature)
+    if label is not None: how['label'] = label
     _show(sample_shards(model, out, n, part, sigma, seed, batch_size, **how), out, n)
 
 def _show(paths, out, n=None):
@@ -202,7 +203,7 @@ def denoise(
     model:str='digits', # A run's folder, a bundled name, a folder, or a hub id
     how:Literal['two_step', 'single_step']='two_step', # 'two_step' needs a reverse network, 'single_step' a smooth one
     sigma:Optional[float]=None, # Noise level on them; what was written with them, or the kernel's own, if left out
-    score:Literal['joint', 'local']='joint', # For the single step: as Tweedie's formula asks, or as the published code does
+    score:Literal['joint', 'local']='joint', # For the single step; 'local' as published
     seed:int=0, # Of the uniforms
     batch_size:int=64, # Images of a shard
 ):

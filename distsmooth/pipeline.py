@@ -48,7 +48,8 @@ class SmoothedModel(nn.Module, ModelHubMixin):
             raise ValueError(f'{name} must be {kind} and draw images {smooth.event_shape} like smooth, '
                              f'got {net.event_shape}, context_channels={net.context_channels}')
         if reverse is not None and reverse.sigma_range != smooth.sigma_range:
-            raise ValueError(f'reverse must have the sigma_range of smooth, {smooth.sigma_range}, got {reverse.sigma_range}')
+            wanted = f'the sigma_range of smooth, {smooth.sigma_range}'
+            raise ValueError(f'reverse must have {wanted}, got {reverse.sigma_range}')
         self.check_sigma()
     def extra_repr(self): return f'kernel={self.kernel}, sigma_range={self.smooth.sigma_range}'
     def check_sigma(self, sigma=None):

@@ -111,7 +111,7 @@ def _check_grid(grid, name='grid'):
 def _check_fine(kernel, nodes):
     step = np.diff(nodes).max()
     if step > kernel.sigma:
-        raise ValueError(f'the grid is too coarse for sigma={kernel.sigma:g}: its steps must not exceed it, got {step:g}')
+        raise ValueError(f'the grid is too coarse for sigma={kernel.sigma:g}: its steps must be smaller, got {step:g}')
 
 # %% ../nbs/course/02_smoothing.ipynb #53beb45c
 @patch

@@ -185,8 +185,11 @@ def test_seeded_numbers_of_a_gpu():
 def test_other_arithmetic_learns_the_same(kwargs):
     "Layers in bfloat16, blocks compiled: nearly the losses of plain float32, and float32 weights"
     torch.compiler.set_default_backend('aot_eager')  # traces, as every backend does, and compiles no C++
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     try: runs = [list(train(net(), stripes(), smooth_objective(KERNEL), config(steps=4, **k))) for k in ({}, kwargs)]
     finally: torch.compiler.set_default_backend('inductor')
+    assert bool(torch._dynamo.utils.counters['stats']['unique_graphs']) == ('compile' in kwargs)
     plain, other = ([s.loss for s in states] for states in runs)
     assert plain != other if 'bf16' in kwargs else True
     assert_close(other, plain, rtol=0, atol=.05 if 'bf16' in kwargs else 1e-5)

@@ -110,7 +110,7 @@ def _give_back():
 def peak_memory(
     device='cpu', # Where the tensors are
 ):
-    "A function that says, afterwards, by how many bytes memory had grown at the highest; None if the system does not say"
+    "A function that says, afterwards, by how many bytes memory had grown at the highest; None if that is unknown"
     if torch.device(device).type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -162,7 +162,8 @@ def kept_bytes(
     "What the cached sampler keeps from pixel to pixel for the images: no canvas, no weights, no copies of them"
     nets = [fold_weight_norm(part, dtype) for part in parts(model)]
     reached = lambda net, k: _reached(model, net, k)
-    return sum(reached(net, n) - 2*reached(net, LANES) + reached(net, 2*LANES) for net in nets)  # less the constant part
+    constant = lambda net: 2*reached(net, LANES) - reached(net, 2*LANES)  # whatever the number of images
+    return sum(reached(net, n) - constant(net) for net in nets)
 
 # %% ../../nbs/engine/bench.ipynb #042ef3f5
 @torch.no_grad()

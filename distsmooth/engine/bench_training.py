@@ -25,7 +25,7 @@ from ..training import Trainer, TrainConfig, raw_objective
 
 # %% ../../nbs/engine/bench_training.ipynb #fbba8732
 TRAINED = {
-    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=5, dropout=0.), 60000),  # the smooth network in the box
+    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=5, dropout=0.), 60000),  # as in the box
     'mnist': (PixelCNNpp, 60000),                                                             # as published
     'cifar10': (partial(PixelCNNpp, channels=3, size=32, n_filters=160), 50000),              # as published
 }
@@ -171,7 +171,8 @@ def training_line(
 ) -> str: # A line of text
     "A row for the eye"
     if row is None:
-        return (f'{"network":8} {"batch":>5}  {"variant":12} {"seconds":>8} {"images/s":>9} {"ratio":>6} {"GFLOP/s":>8} '
+        return (f'{"network":8} {"batch":>5}  {"variant":12} {"seconds":>8} {"images/s":>9} {"ratio":>6} '
+                f'{"GFLOP/s":>8} '
                 f'{"share":>6} {"1st step s":>10} {"peak MB":>8} {"h/100 epochs":>13}')
     head = f'{row["network"]:8} {row["batch_size"]:5}  {row["variant"]:12} '
     if row['failed']: return f'{head}failed: {row["failed"]}'
