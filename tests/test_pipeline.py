@@ -100,7 +100,7 @@ BAD = {
     'unknown way back': (lambda: made().sample(2, denoise='magic'), r"denoise must be one of \['two_step', 'single_step', None\], got 'magic'"),
     'no reverse model': (lambda: SmoothedModel(MADE()).sample(2), 'needs a reverse model'),
     'step with other noise': (lambda: made(kernel=UniformKernel(.2)).sample(2, denoise='single_step'), 'Gaussian noise alone'),
-    'other sigma': (lambda: made().sample(2, sigma=.3), 'sigma must be 0.5, the only level of this model, got 0.3'),
+    'other sigma': (lambda: made().sample(2, sigma=.3), 'sigma must be 0.5, the only noise level of this model, got 0.3'),
     'how many': (lambda: made().sample(), 'n or uniforms'),
     'unconditional reverse': (lambda: SmoothedModel(MADE(), MADE()), 'reverse must be conditional'),
     'other size': (lambda: SmoothedModel(MADE(), MADE((1, 3), context_channels=1)), r'reverse must be conditional and draw images \(1, 1, 2\) like smooth, got \(1, 1, 3\)'),
@@ -204,7 +204,7 @@ def test_bound_and_completion_at_a_level_by_hand(kernel):
     assert torch.equal(sm.complete(x, mask, u, torch.Generator().manual_seed(3), sigma=s), by_hand) and torch.equal(by_hand[..., mask], x[..., mask])
 
 ZEROS, OUTSIDE = torch.zeros(2, 1, 4, 4), r'sigma must (lie in \[0.1, 0.8\]|be a finite number above 0.*), got '
-ONE = 'sigma must be (0.3, the only level of this model|a finite number above 0.*), got '
+ONE = 'sigma must be (0.3, the only noise level of this model|a finite number above 0.*), got '
 CALLS = {'sample': lambda sm, s: sm.sample(2, sigma=s), 'smoothed': lambda sm, s: sm.sample(2, denoise=None, sigma=s), 'step': lambda sm, s: sm.denoise(ZEROS, 'single_step', sigma=s), 'nothing': lambda sm, s: sm.denoise(ZEROS, None, sigma=s),
          'denoise': lambda sm, s: sm.denoise(ZEROS, sigma=s), 'complete': lambda sm, s: sm.complete(ZEROS, torch.eye(4).bool(), sigma=s), 'elbo': lambda sm, s: sm.elbo(ZEROS, sigma=s), 'iwae': lambda sm, s: sm.iwae(ZEROS, 2, sigma=s), 'check_sigma': lambda sm, s: sm.check_sigma(s)}
 @pytest.mark.parametrize('call', CALLS)
