@@ -101,7 +101,7 @@ class ModelDistribution:
     @property
     def batch_shape(self) -> torch.Size:  # (n,) if the conditions are those of n images
         sizes = [len(v) for v in self.conditions.values() if isinstance(v, torch.Tensor) and v.ndim]
-        return torch.Size(sizes[:1])
+        return torch.Size(sorted(sizes)[-1:])
     def mixture(self, x):
         "The mixture of every pixel, given the pixels of `x` (B, C, H, W) before it"
         self.model.check_conditions(**self.conditions, n=len(x))
@@ -325,7 +325,8 @@ def draw(
     model = dist.model
     check_one_of(method, 'method', METHODS), check_one_of(transform, 'transform', TRANSFORMS)
     check_number(temperature, 'temperature', '(0, inf)')
-    check_tensor(uniforms, 'uniforms', *(dist.batch_shape or 'n'), model.channels+1, *model.size, low=0, high=1)
+    check_tensor(uniforms, 'uniforms', 'n', model.channels+1, *model.size, low=0, high=1)
+    model.check_conditions(**dist.conditions, n=len(uniforms))
     _same_type(uniforms, 'uniforms', *_type_of(model, uniforms))
     known, mask = _completion(model, uniforms, known, mask)
     sampler = PixelSampler(model.mixture, uniforms, known, mask, transform, temperature)
@@ -424,7 +425,7 @@ def sample(self:Autoregressive,
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw samples: `dist(...).from_uniforms(uniforms)`"
     dist = self.dist(context, label, sigma)
-    if n is None and dist.batch_shape: n, = dist.batch_shape
+    if n is None and uniforms is None and dist.batch_shape: n, = dist.batch_shape
     if uniforms is None:
         if n is None: raise ValueError('say how many samples: n, uniforms or context')
         uniforms = self.uniforms(n, generator)

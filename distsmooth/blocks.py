@@ -135,8 +135,9 @@ def data_dependent_init(
     **kwargs # More of the batch, by name
 ) -> nn.Module: # `model`
     "Set each convolution's gain and bias so that it gives mean 0, spread `scale` on one batch (Salimans & Kingma 2016)"
-    gate_scale = check_number(scale if gate_scale is None else gate_scale, 'gate_scale', '(0, inf)')
-    scales = _scales(model, check_number(scale, 'scale', '(0, inf)'), gate_scale)
+    scale = check_number(scale, 'scale', '(0, inf)')
+    gate_scale = scale if gate_scale is None else check_number(gate_scale, 'gate_scale', '(0, inf)')
+    scales = _scales(model, scale, gate_scale)
     hooks = [m.register_forward_hook(partial(_standardise, scale=s)) for m, s in scales.items()]
     try: model(*args, **kwargs)
     finally:

@@ -50,7 +50,7 @@ def check_number(
     low, high = map(float, interval[1:-1].split(', '))
     kind = Integral if whole else Real
     number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    outside = interval[0] == '(' and value == low or interval[-1] == ')' and value == high
+    outside = number and (interval[0] == '(' and value == low or interval[-1] == ')' and value == high)
     inside = number and low <= value <= high and not outside
     if not inside: raise ValueError(f'{name} must be {_in_words(interval, whole)}, got {value!r}')
     return int(value) if whole else float(value)

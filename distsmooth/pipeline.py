@@ -10,6 +10,7 @@ __all__ = ['WAYS', 'PRETRAINED', 'PARTS', 'NETWORKS', 'KERNELS', 'SmoothedModel'
 import json
 import math
 import os
+from importlib.resources import files
 from pathlib import Path
 
 # %% ../nbs/course/12_pipeline.ipynb #89d2a1fb
@@ -178,7 +179,7 @@ def elbo(self:SmoothedModel,
     return self.iwae(x, 1, **how)
 
 # %% ../nbs/course/12_pipeline.ipynb #f96135f5
-PRETRAINED = Path(__file__).parent/'pretrained' if '__file__' in globals() else Path('../distsmooth/pretrained')
+PRETRAINED = files('distsmooth')/'pretrained'
 PARTS = 'smooth', 'reverse', 'raw'
 NETWORKS = {c.__name__: c for c in (MADE, PixelCNNpp, StackedPixelCNNpp)}
 KERNELS = {c.__name__: c for c in (GaussianKernel, LaplaceKernel, UniformKernel)}

@@ -25,7 +25,9 @@ def _entry(channels, n_filters):
     return nn.ModuleList([conv('down', (2, 3)), conv('down', (1, 3)), conv('right', (2, 1))])
 
 # %% ../nbs/course/08_pixelcnn.ipynb #88f412c6
-def with_ones(x): return torch.cat([x, torch.ones_like(x[:, :1])], 1)  # the ones tell a border from a zero
+def with_ones(x):
+    "`x` (B, C, H, W) with one channel more, of ones, which tell a border from a zero"
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1)
 
 # %% ../nbs/course/08_pixelcnn.ipynb #b16d7e03
 class Streams(nn.Module):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.testing import assert_close
-from distsmooth import bench
+from distsmooth.engine import bench
 from distsmooth.engine.bench import REPORT_HOURS, as_line, bench_sampling, kept_bytes, parts, pass_seconds, peak_memory, precision_effect, run, seconds
 from distsmooth.made import MADE
 from distsmooth.pipeline import SmoothedModel

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 from torch.testing import assert_close
-from distsmooth import bench_training as bt, cli, fused
+from distsmooth import cli, registry
+from distsmooth.engine import bench_training as bt
 from distsmooth.engine.bench_training import TRAINED, VARIANTS, WARM_UP, bench_training, ceiling, flop, make_run, measure, training_line
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.training import Trainer
@@ -84,7 +85,7 @@ def test_the_first_steps_are_timed_apart(tiny, monkeypatch):
 
 def test_variants_are_what_they_say(tiny, monkeypatch):
     seen = []
-    def advance(run): seen.append((fused._plain, run.config.bf16, run.config.compile)); return 0.
+    def advance(run): seen.append((registry._state['plain'], run.config.bf16, run.config.compile)); return 0.
     monkeypatch.setattr(Trainer, 'advance', advance)
     got = {v: measure('tiny', 2, v, steps=1) for v in VARIANTS}
     assert [set(seen[i:i + WARM_UP + 1]) for i in range(0, len(seen), WARM_UP + 1)] == [

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distsmooth import checkpoint
+from distsmooth.engine import checkpoint
 from distsmooth.engine.checkpoint import Checkpoints, lock_folder, read_together, write_together, write_whole
 
 posix = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')

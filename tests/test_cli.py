@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 import forks  # noqa: before anything trains, on the CPU
-from distsmooth import bench, cli
+from distsmooth import cli
+from distsmooth.engine import bench
 from distsmooth.cli import main, stages
 from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.denoising import single_step

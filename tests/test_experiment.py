@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.testing import assert_close
 from forks import fork, in_child, posix, together, wait
-from distsmooth import runs
+from distsmooth.engine import experiment
 from distsmooth.engine.checkpoint import Checkpoints
 from distsmooth.cli import main
 from distsmooth.pipeline import load_parts
@@ -114,9 +114,9 @@ def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
 def test_grids_of_samples(part, kwargs, rows):
     recipe = tiny(part=part, **kwargs)
     test = torch.rand(4, 1, 8, 8)*2 - 1
-    run = Trainer(recipe.network.make(1, (8, 8), recipe.task), test, recipe.task.make, TRAIN)
-    x = sample_grid(run, recipe.task, test, 3)
-    assert x.shape == (rows, 1, 8, 8) and torch.equal(x, sample_grid(run, recipe.task, test, 3))
+    run = Trainer(recipe.network.make(1, (8, 8), recipe.objective), test, recipe.objective.make, TRAIN)
+    x = sample_grid(run, recipe.objective, test, 3)
+    assert x.shape == (rows, 1, 8, 8) and torch.equal(x, sample_grid(run, recipe.objective, test, 3))
     if part != 'reverse': return
     clean, x_noisy, drawn = x.chunk(3)
     assert torch.equal(clean, test[:3])
@@ -137,7 +137,7 @@ def test_a_run_of_thirty_steps_draws_digits_that_are_numbers(tmp_path):
     recipe = tiny(steps=30, batch_size=16, init_batch=128, ema=TrainConfig.ema, warmup=TrainConfig.warmup, n_filters=8, n_mix=5, dropout=0.)
     f = Experiment(recipe, tmp_path)
     f.go(progress=False)
-    x = sample_grid(f.run, recipe.task, f.test, 16)
+    x = sample_grid(f.run, recipe.objective, f.test, 16)
     assert x.isfinite().all() and x.abs().max() < 100
 
 # test images
@@ -337,15 +337,15 @@ def test_8_bit_probabilities_of_smoothed_images_are_refused(tmp_path):
 
 def test_what_a_likelihood_is_of():
     assert quantity('raw', 'discretized') == '8-bit images, exact' and 'conditional, not a likelihood of the data' in quantity('reverse', 'continuous')
-    assert len({quantity(*k) for k in runs.QUANTITIES}) == 5
+    assert len({quantity(*k) for k in experiment.QUANTITIES}) == 5
 
 @pytest.mark.parametrize('field, value', [('every', 0), ('save_every', 0), ('keep', 0), ('test_every', -1), ('test_images', -1), ('sample_every', -1), ('samples', -1)])
 def test_bad_log(field, value):
     with pytest.raises(ValueError, match=f'{field} must be at least . ?.*got {value}'): Log(**{field: value})
 
 @pytest.mark.parametrize('sigma_range', [(1., .1), (0., 1.), (.1, .5, 1.)])
-def test_bad_levels(sigmas):
-    with pytest.raises(ValueError, match='sigma'): Objective(sigma_range=sigmas)
+def test_bad_levels(sigma_range):
+    with pytest.raises(ValueError, match='sigma'): Objective(sigma_range=sigma_range)
 
 @posix
 def test_out_of_memory_says_what_to_lower(tmp_path):
@@ -366,9 +366,9 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
 
 def test_other_errors_of_a_step_pass_through():
     run = small_run(lambda x, generator=None: 1/0)
-    with pytest.raises(ZeroDivisionError): next(runs._steps(run, False))
+    with pytest.raises(ZeroDivisionError): next(experiment._steps(run, False))
     def broken(x, generator=None): raise RuntimeError('shapes do not fit')
-    with pytest.raises(RuntimeError, match='shapes do not fit'): next(runs._steps(small_run(broken), False))
+    with pytest.raises(RuntimeError, match='shapes do not fit'): next(experiment._steps(small_run(broken), False))
 
 def test_clean_noise_takes_8_bit_images_off_their_scale(tmp_path):
     "It is for densities: told before the first step, not at the first look at test images"
@@ -408,7 +408,7 @@ def test_published_values(name, capsys):
     for group, values in PUBLISHED[name].items(): assert {k: config[group][k] for k in values} == values
     parts = dict(data=Data, task=Objective, network=Network, train=TrainConfig, log=Log)
     recipe = Recipe(**{k: make(**config[k]) for k, make in parts.items()})
-    with torch.device('meta'): net = recipe.network.make(1 if 'mnist' in name else 3, (28, 28) if 'mnist' in name else (32, 32), recipe.task)
+    with torch.device('meta'): net = recipe.network.make(1 if 'mnist' in name else 3, (28, 28) if 'mnist' in name else (32, 32), recipe.objective)
     assert type(net).__name__ == ('StackedPixelCNNpp' if name.endswith('reverse') else 'PixelCNNpp')
 
 @pytest.mark.parametrize('args', [['--recipe', 'mnist-smooth', '--network.n_filters', '7'], ['--recipe=mnist-smooth', '--network.n_filters=7'], ['--network.n_filters', '7', '--recipe', 'mnist-smooth']],

@@ -231,11 +231,9 @@ def test_a_pixelcnn_over_any_strips(sizes, channels):
     x, out = randn(2, channels, 16, 8), []
     with torch.no_grad(), RowCache(net) as memory:
         for strip in x.split(sizes, 2):
-            out.append(net._params(strip, *contexts(net)))
+            out.append(net.params(strip, net.encode()))
             memory.commit()
     with torch.no_grad(): close(torch.cat(out, 2), net(x))
-
-def contexts(net): return net._contexts(None), net._cond(2)
 
 def test_without_memory_there_is_a_seam():
     net, x = Streams().double(), randn(2, 2, 12, 6)
@@ -273,7 +271,7 @@ def test_kept_rows_are_copies_of_reach_rows():
 
 def test_odd_strips_are_refused_where_a_stride_follows():
     net, x = Streams().double(), randn(2, 2, 12, 6)
-    with pytest.raises(ValueError, match='strips must be multiples of 2 rows for a layer of stride 2, got 3 rows'): in_strips(nn.Sequential(net.v, net.low), x, 3)
+    with pytest.raises(ValueError, match='strips must be multiples of 2 rows for this stride, got 3 rows'): in_strips(nn.Sequential(net.v, net.low), x, 3)
 
 def hooks(net): return sum(len(m._forward_pre_hooks) for m in net.modules())
 

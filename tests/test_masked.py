@@ -1,5 +1,6 @@
 "Causality by Jacobian in float64 for every layer, gradients, initialisation, MADE masks, faults"
 import copy
+import re
 from functools import partial
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 from distsmooth.registry import plain as in_plain_form
-from distsmooth.masked import (GatedResidual, MaskedConv2d, MaskedLinear, ShiftedConv2d, ShiftedConvTranspose2d, WeightNormConv2d, WeightNormConvTranspose2d,
-                               causal_mask, concat_elu, data_dependent_init, made_masks, pointwise, shift_padding)
+from distsmooth.blocks import GatedResidual, concat_elu, data_dependent_init, pointwise
+from distsmooth.made import MaskedLinear, made_masks
+from distsmooth.masked import MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d, WeightNormConv2d, WeightNormConvTranspose2d, causal_mask, shift_padding
 from distsmooth.pipeline import PRETRAINED, SmoothedModel
 
 SIZES = [(4, 4), (6, 4), (4, 8)]
@@ -217,7 +219,8 @@ def twins(ours, theirs, kw, n_in=3, n_out=4, seed=0):
         made.append(make(n_in, n_out, (2, 3), **kw))
     return made
 
-def under_old_names(state): return {k.replace(k.split('.')[-1], OLD.get(k.split('.')[-1], k.split('.')[-1])): v for k, v in state.items()}
+def under_old_names(state):
+    return {re.sub(r'^sigma_embedding', 'level', re.sub(r'[^.]+$', lambda last: OLD.get(last[0], last[0]), k)): v for k, v in state.items()}
 
 def test_weight_norm_names_are_stable():
     "Checkpoints depend on these names, and an optimizer's on their order"
@@ -472,7 +475,7 @@ def test_init_keeps_masks_closed_and_handles_no_bias():
 def test_init_errors():
     net = nn.Sequential(nn.Conv2d(1, 2, 3))
     with pytest.raises(ValueError, match='the batch must vary'): data_dependent_init(net, torch.zeros(4, 1, 5, 5))
-    with pytest.raises(ValueError, match='scale and gate_scale must be positive, got -1'): data_dependent_init(net, torch.randn(4, 1, 5, 5), scale=-1)
+    with pytest.raises(ValueError, match='^scale must be a number above 0, got -1'): data_dependent_init(net, torch.randn(4, 1, 5, 5), scale=-1)
     assert not net[0]._forward_hooks
 
 # MADE
@@ -535,7 +538,7 @@ def test_masked_linear():
     (lambda: ShiftedConvTranspose2d(1, 2, 'Down'), r"direction must be one of \['down', 'right'\], got 'Down'"),
     (lambda: MaskedLinear(torch.ones(2)), r'mask must be \(n_out, n_in\), got \(2,\)'),
     (lambda: MaskedLinear(torch.full((2, 2), .5)), r'mask must hold 0 and 1 only, got \[0.5\]'),
-    (lambda: made_masks(0, (4,)), 'n_inputs must be at least 1, got 0'),
+    (lambda: made_masks(0, (4,)), 'n_inputs must be a whole number of at least 1, got 0'),
     (lambda: made_masks(3, 4), 'n_hidden must list the units of each hidden layer.*got 4'),
     (lambda: made_masks(3, ()), 'n_hidden must list'),
     (lambda: made_masks(3, (4, 0)), 'n_hidden must list'),

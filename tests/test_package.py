@@ -67,8 +67,10 @@ def test_importing_the_course_imports_no_engine():
 
 @pytest.mark.parametrize('name', MODULES)
 def test_exported_lines_fit(name):
-    lines = (ROOT/'distsmooth'/(name.replace('.', '/') + '.py')).read_text(encoding='utf8').splitlines()
-    long = [f'{i}: {line[:60]}...' for i, line in enumerate(lines, 1) if len(line) > 120]
+    text = (ROOT/'distsmooth'/(name.replace('.', '/') + '.py')).read_text(encoding='utf8')
+    by_nbdev = next(n for n in ast.parse(text).body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    lines = enumerate(text.splitlines(), 1)
+    long = [f'{i}: {line[:60]}...' for i, line in lines if len(line) > 120 and not by_nbdev.lineno <= i <= by_nbdev.end_lineno]
     assert not long
 
 def notebooks(): return [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]

@@ -241,7 +241,7 @@ def test_parts_that_do_not_fit_together():
     net = dict(size=4, n_filters=4, n_resnet=1, n_mix=2)
     P, S = (lambda **kw: PixelCNNpp(**net, **kw)), (lambda **kw: StackedPixelCNNpp(**net, **kw))
     for smooth, reverse in (((.1, 1.), (.1, .9)), ((.1, 1.), None), (None, (.1, 1.))):
-        with pytest.raises(ValueError, match='reverse must know the noise levels of smooth, '): SmoothedModel(P(sigma_range=smooth), S(sigma_range=reverse))
+        with pytest.raises(ValueError, match='reverse must have the sigma_range of smooth, '): SmoothedModel(P(sigma_range=smooth), S(sigma_range=reverse))
     for sigma in (.39, .81):
         with pytest.raises(ValueError, match=r'sigma must lie in \[0.4, 0.8\], got '): SmoothedModel(P(sigma_range=(.4, .8)), S(sigma_range=(.4, .8)), GaussianKernel(sigma))
     for sigma in (.4, .8): SmoothedModel(P(sigma_range=(.4, .8)), S(sigma_range=[.4, .8]), GaussianKernel(sigma))

@@ -307,7 +307,7 @@ def spoiled(spoil):
     "A run of two good steps, then the task is `spoil`; also the task that it had"
     run = exact_run()
     for _ in range(2): run.advance()
-    good, run.task = run.task, lambda x, generator=None: spoil(*good(x, generator))
+    good, run.objective = run.objective, lambda x, generator=None: spoil(*good(x, generator))
     return run, good
 
 def infinite_gradient(target, told):
@@ -325,7 +325,7 @@ def test_a_step_of_nonsense_changes_nothing(spoil, says):
     assert run.step == 2
     assert_close(copies(run), before, rtol=0, atol=0)
     assert_close([v for s in run.optimizer.state_dict()['state'].values() for v in s.values()], optimizer, rtol=0, atol=0)
-    run.task, fresh = good, exact_run()
+    run.objective, fresh = good, exact_run()
     for _ in range(2): fresh.advance()
     assert run.advance() == fresh.advance()
     assert_close(copies(run), copies(fresh), rtol=0, atol=0)  # nor does its gradient stay behind
@@ -407,8 +407,8 @@ def test_all_processes_start_from_the_weights_of_the_first(init_batch):
     "Even if those of the second differ, or its first batch does"
     def work(rank):
         run = exact_run(init_batch=init_batch, batch_size=7)
-        task = run.task
-        if rank: run.task = lambda x, generator=None: task(x*.9, generator)
+        task = run.objective
+        if rank: run.objective = lambda x, generator=None: task(x*.9, generator)
         with torch.no_grad():
             for p in run.model.parameters(): p.add_(.01*rank)
         run.initialise()

@@ -12,6 +12,7 @@ import io
 import math
 import warnings
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -126,7 +127,7 @@ class Recipe:
         return kept | {'data': {k: d['data'][k] for k in ('name', 'size')}}
 
 # %% ../../nbs/engine/experiment.ipynb #2ef7466a
-RECIPES = Path(__file__).parent/'recipes' if '__file__' in globals() else Path('../distsmooth/recipes')
+RECIPES = files('distsmooth')/'recipes'
 
 def recipe_names() -> list: # Of str
     "The recipes that come with the library"

@@ -149,46 +149,6 @@ def _level(net, kernel, sigma):
     "`sigma`, or the kernel's own if it is None; a `ValueError` unless `net` knows it"
     return float(check_sigma(kernel.sigma if sigma is None else sigma, net.sigma_range or (kernel.sigma, kernel.sigma)))
 
-# %% ../../nbs/engine/shards.ipynb #579675ee
-def sample_shards(
-    model, # What `load_parts` takes: a bundled name, a folder, or a hub id
-    out, # A folder for the shards
-    n:int, # Samples
-    part:str=None, # 'smooth' or 'raw'; the first of them that is there, if left out
-    sigma:float=None, # Noise level, for a network of many; its kernel's own if left out
-    seed:int=0, # Of the uniforms
-    batch_size:int=64, # Samples of a shard
-    progress:bool=True, # Show a bar
-    **how # `method`, `transform`, `temperature` of `distsmooth.autoregressive.draw`
-) -> list: # Paths of the shards; `load_samples(paths, n)` reads the samples that were asked for
-    "Draw `n` samples, shard by shard: x (k, C, H, W), unclipped, and their noise level"
-    if n < 1 or batch_size < 1: raise ValueError(f'n and batch_size must be at least 1, got {n} and {batch_size}')
-    acc = _accelerator()
-    name, net, kernel, weights = _network(model, *([part] if part else ['smooth', 'raw']))
-    if name == 'raw' and sigma is not None:
-        raise ValueError(f'sigma must be left out for a network of images as they are, got {sigma!r}')
-    level = {} if name == 'raw' else dict(sigma=_level(net, kernel, sigma))
-    settings = dict(what='samples', part=name, weights_sha256=weights, seed=seed, batch_size=batch_size, **level, **how)
-    sizes = [len(c) for c in torch.arange(n).split(batch_size)]
-    net.to(acc.device)
-    def work(k):
-        uniforms = image_uniforms(net, seed, 'sample', k*batch_size, sizes[k]).to(acc.device)
-        return dict(x=net.sample(uniforms=uniforms, **(level if net.sigma_range else {}), **how).cpu(), **level)
-    return run_shards(out, sizes, work, settings, progress, acc)
-
-def _network(model, *wanted):
-    "The first of the wanted parts that there is: its name, the network, the kernel, the sha256 of its weights"
-    files = read_files(model)
-    parts = parts_from(files)
-    kernel = parts.pop('kernel')
-    part = next((w for w in wanted if w in parts), None)
-    if part is None: raise ValueError(f'{str(model)!r} must hold {" or ".join(wanted)}, it holds {sorted(parts)}')
-    return part, parts[part], kernel, sha256(files[f'{part}/model.safetensors']).hexdigest()
-
-def _level(net, kernel, sigma):
-    "`sigma`, or the kernel's own if it is None; a `ValueError` unless `net` knows it"
-    return float(check_sigma(kernel.sigma if sigma is None else sigma, net.sigma_range or (kernel.sigma, kernel.sigma)))
-
 # %% ../../nbs/engine/shards.ipynb #a69c6285
 def load_samples(
     path, # A folder of shards, some shards of one, or a file: .npz, .npy, or .pt/.pth as the published code writes them
