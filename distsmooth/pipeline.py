@@ -22,7 +22,7 @@ from torch import nn
 
 # %% ../nbs/course/12_pipeline.ipynb #ad544858
 from .autoregressive import Autoregressive
-from .checks import check_number, check_one_of
+from .checks import check_number, check_one_of, check_tensor
 from .conditional import StackedPixelCNNpp
 from .denoising import single_step
 from .made import MADE
@@ -94,6 +94,7 @@ def denoise(self:SmoothedModel,
     "Bring smoothed images back to clean ones; raises `ValueError` for a way back that this model does not have"
     self._check(how)
     sigma = self.check_sigma(sigma)
+    check_tensor(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
     if how is None: return x_noisy
     if how == 'single_step':
         return single_step(self.smooth, x_noisy, sigma, score, label=self._label(self.smooth, label))
@@ -142,6 +143,7 @@ def complete(self:SmoothedModel,
 ) -> torch.Tensor: # (n, C, H, W): `x` where it is known
     "Draw what is not known, by way of smoothed images: smooth what is known, complete that, and go back"
     self._check('two_step')
+    check_tensor(x, 'x', 'n', *self.smooth.event_shape, finite=False)
     kernel = type(self.kernel)(self.check_sigma(sigma))
     smooth, reverse = self.uniforms(len(x), generator) if uniforms is None else uniforms
     known = dict(known=kernel.sample(x, generator), mask=mask)
@@ -162,6 +164,7 @@ def iwae(self:SmoothedModel,
     "A lower bound of `log p(x)` of the two-step model: the log of the mean of `k` weights (Burda et al. 2016)"
     self._check('two_step')
     check_number(k, 'k', '[1, inf)', whole=True)
+    check_tensor(x, 'x', 'B', *self.smooth.event_shape)
     kernel = type(self.kernel)(self.check_sigma(sigma))
     smooth = self._dist(self.smooth, kernel.sigma, label)
     def log_weight():

@@ -181,7 +181,9 @@ def _check_batch(n, processes):
 def compile_blocks(
     model:nn.Module, # Changed in place
 ):
-    "Have `torch.compile` fuse each gated block, so that it starts sooner than for the whole network"
+    "Have `torch.compile` fuse each gated block; blocks that differ in their weights alone share the result"
+    config = torch._dynamo.config  # 12 shapes: two streams up, two down, at three resolutions; and again in eval mode
+    config.recompile_limit = max(config.recompile_limit, 64)
     for block in model.modules():
         if isinstance(block, GatedResidual): block.compile(dynamic=False)
 

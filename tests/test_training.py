@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 from forks import posix, together
+from distsmooth.blocks import GatedResidual
 from distsmooth.data import load_dataset
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
-from distsmooth.training import (Batches, Trainer, TrainConfig, batch_indices, make_generator, images, make_accelerator, raw_objective, reverse_objective, seeded, smooth_objective, to_device,
+from distsmooth.training import (Batches, Trainer, TrainConfig, batch_indices, compile_blocks, make_generator, images, make_accelerator, raw_objective, reverse_objective, seeded, smooth_objective, to_device,
                                  train)
 
 KERNEL, SIGMAS = GaussianKernel(0.3), (0.1, 1.0)
@@ -180,6 +181,23 @@ def test_seeded_numbers_of_a_gpu():
     for _ in range(2):
         with seeded(device, 0, 'dropout', 3): draws.append(torch.rand(4, device=device))
     assert torch.equal(*draws) and torch.equal(torch.cuda.get_rng_state(device), before)
+
+def test_blocks_of_one_shape_share_what_is_compiled():
+    "The published network's 64 blocks, narrower: one graph for each shape, none refused for being one too many"
+    graphs = []
+    def backend(gm, inputs): graphs.append(gm); return gm.forward
+    torch.manual_seed(0)
+    model, x = PixelCNNpp(size=28, n_filters=4, n_resnet=5, n_mix=1, dropout=.5), torch.randn(2, 1, 28, 28)
+    try:
+        torch.compiler.set_default_backend(backend)
+        torch.compiler.reset()
+        compile_blocks(model)
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            for _ in range(2): model.log_prob(x).sum().backward()
+    finally:
+        torch.compiler.set_default_backend('inductor')
+        torch.compiler.reset()
+    assert sum(isinstance(m, GatedResidual) for m in model.modules()) == 64 and len(graphs) == 12
 
 @pytest.mark.parametrize('kwargs', [dict(bf16=True), dict(compile=True), dict(bf16=True, compile=True)], ids=['bf16', 'compile', 'both'])
 def test_other_arithmetic_learns_the_same(kwargs):

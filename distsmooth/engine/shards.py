@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
+from ..checks import check_tensor
 from .checkpoint import check_settings, lock_folder, write_whole
 from ..denoising import single_step
 from ..pipeline import parts_from, read_files
@@ -207,6 +208,7 @@ def denoise_shards(
     if how not in ('two_step', 'single_step'): raise ValueError(f"how must be 'two_step' or 'single_step', got {how!r}")
     (x, written), acc = load_samples(samples), _accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
+    check_tensor(x, 'samples', 'B', *net.event_shape)
     sigma = _level(net, kernel, written if sigma is None else sigma)
     if how == 'single_step' and not isinstance(kernel, GaussianKernel):
         raise ValueError(f"how='single_step' holds for Gaussian noise alone, not for {kernel}")
