@@ -16,7 +16,6 @@ from zipfile import ZipFile
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from psutil import pid_exists
 
 # %% ../../nbs/engine/checkpoint.ipynb #43735a2c
 def write_whole(
@@ -48,6 +47,7 @@ def _sync(path):
 
 def _sweep(path):
     "Remove what killed processes left of writing `path`"
+    from psutil import pid_exists  # which imports `resource` on a Unix: only when it is needed
     for part in path.parent.glob(f'.{escape(path.name)}.*.part'):
         pid = re.fullmatch(r'(\d{1,9})\.part', part.name[len(path.name) + 2:])
         if pid and not pid_exists(int(pid[1])): part.unlink(missing_ok=True)
