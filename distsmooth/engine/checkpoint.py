@@ -284,7 +284,7 @@ def write_together(
 def _finish(folder, members):
     "Move what `config.json` names from `.new` to its place; what else is there was never finished"
     new, named = folder/'.new', {}
-    with suppress(FileNotFoundError, ValueError): named = _named(folder, _read(folder, 'config.json'), members)
+    with suppress(FileNotFoundError, ValueError): named = _named(folder, _member(folder, 'config.json'), members)
     for name, sha in named.items():
         if not (new/name).is_file() or _sha256(new/name) != sha: continue
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
@@ -300,10 +300,10 @@ def read_together(
     "Read files that belong together; `FileNotFoundError` if one is missing, `ValueError` if one is not what is named"
     folder = Path(folder)
     while True:
-        config, error = _read(folder, 'config.json'), None
-        try: files = {name: _read(folder, name, sha) for name, sha in _named(folder, config, members).items()}
+        config, error = _member(folder, 'config.json'), None
+        try: files = {name: _member(folder, name, sha) for name, sha in _named(folder, config, members).items()}
         except (FileNotFoundError, ValueError) as e: error = e
-        if _read(folder, 'config.json') == config: break
+        if _member(folder, 'config.json') == config: break
     if error: raise error
     return {'config.json': config, **files}
 
@@ -313,7 +313,7 @@ def _named(folder, config, members):
     except ValueError as e: raise ValueError(f'{folder/"config.json"} is damaged: {e}') from None
     return {name: config.get('sha256', {}).get(name) for name in members(config)}
 
-def _read(folder, name, sha=None):
+def _member(folder, name, sha=None):
     "The bytes of a file, at its place or on the way there"
     for path in (folder/name, folder/'.new'/name, folder/name) if sha else (folder/name,):
         with suppress(FileNotFoundError):
