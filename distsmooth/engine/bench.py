@@ -9,6 +9,7 @@ __all__ = ['NETWORKS', 'REPORT_HOURS', 'seconds', 'parts', 'run', 'pass_seconds'
 # %% ../../nbs/engine/bench.ipynb #e00b71b0
 import ctypes
 import gc
+import math
 import os
 import platform
 import threading
@@ -57,8 +58,9 @@ def parts(
     return [model.smooth, model.reverse]
 
 def _dist(model, net, context=None):
-    "What a network of `model` says, at the noise level that the model starts from"
-    return net.dist_at(getattr(getattr(model, 'kernel', None), 'sigma', None), context=context)
+    "What a network of `model` says, at the noise level that the model starts from; alone, in the middle of its range"
+    middle = math.sqrt(math.prod(net.sigma_range or (1, 1)))
+    return net.dist_at(model.kernel.sigma if isinstance(model, SmoothedModel) else middle, context=context)
 
 def run(
     model, # An `Autoregressive` without context, or a `SmoothedModel` with both networks
