@@ -80,7 +80,7 @@ def refused(*args):
     assert said.startswith('distsmooth: ') and len(said.strip().splitlines()) == 1
     return said
 
-@pytest.mark.parametrize('command, names, says', [('demo', ['out', 'n', 'model', 'seed', 'batch_size'], 'How many digits'), ('train', ['out', 'resume', 'task.sigma_range', 'train.lr', 'network.n_filters', 'log.every'], '--recipe'),
+@pytest.mark.parametrize('command, names, says', [('demo', ['out', 'n', 'model', 'seed', 'batch_size'], 'How many digits'), ('train', ['out', 'resume', 'objective.sigma_range', 'train.lr', 'network.n_filters', 'log.every'], '--recipe'),
                                                   ('sample', ['model', 'out', 'n', 'part', 'sigma', 'method'], 'started again, it goes on'), ('denoise', ['samples', 'out', 'how', 'score'], 'stage 2'),
                                                   ('import', ['checkpoint', 'stage', 'size'], 'published code'), ('pack', ['parts', 'out'], 'one model')])
 def test_help_names_every_argument(command, names, says, capsys):
@@ -93,7 +93,7 @@ def test_bad_input_ends_in_one_clear_line_of_the_command_itself(tmp_path):
     done = command('demo', '--n', '0', '--out', str(tmp_path/'o'))
     assert done.returncode == 1 and done.stderr == 'distsmooth: n and batch_size must be at least 1, got 0 and 64\n' and not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('args, says', [(['demo', '--n', 'many'], '--n'), (['paint'], 'demo'), (['train', '--out', 'x', '--network.filters', '3'], 'filters'), (['train', '--out', 'x', '--task.part', 'both'], 'part'),
+@pytest.mark.parametrize('args, says', [(['demo', '--n', 'many'], '--n'), (['paint'], 'demo'), (['train', '--out', 'x', '--network.filters', '3'], 'filters'), (['train', '--out', 'x', '--objective.part', 'both'], 'part'),
                                         (['import', '--checkpoint', 'x', '--out', 'y', '--stage', '3'], 'stage'), (['sample', '--out', 'x'], 'model')])
 def test_what_is_no_command(args, says, capsys):
     with pytest.raises(SystemExit) as end: main(args)
@@ -166,7 +166,7 @@ def test_bench_help_names_every_argument(capsys):
 # train, sample, denoise, pack, import
 
 TRAIN = ['--network', '{"n_filters": 2, "n_resnet": 1, "n_mix": 1, "dropout": 0}', '--train', '{"steps": 2, "batch_size": 4, "init_batch": 4}',
-         '--log', '{"every": 1, "test_images": 3, "samples": 0, "save_every": 1, "tensorboard": false}', '--task.sigma', '0.3']
+         '--log', '{"every": 1, "test_images": 3, "samples": 0, "save_every": 1, "tensorboard": false}', '--objective.sigma', '0.3']
 def trained(out, *args): main(['train', '--out', str(out), *TRAIN, *args])
 
 @pytest.fixture(scope='module')
@@ -174,7 +174,7 @@ def runs(tmp_path_factory):
     "Two short runs: smooth and reverse"
     folder = tmp_path_factory.mktemp('runs')
     trained(folder/'s')
-    trained(folder/'r', '--task.part', 'reverse', '--network.head', 'discretized')
+    trained(folder/'r', '--objective.part', 'reverse', '--network.head', 'discretized')
     return folder
 
 def test_a_run_says_what_its_number_is_and_what_comes_next(runs, tmp_path, capsys):
@@ -229,9 +229,9 @@ def test_recipes_that_are_not_there():
     assert "got ''" in refused('train', '--out', 'x', '--recipe')
 
 @pytest.mark.parametrize('args, says', [
-    (['train', '--train.lr', '0'], 'lr must be above 0, got 0.0'),
-    (['train', '--task.sigma', '-1'], 'sigma must be a finite number above 0'),
-    (['train', '--task.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
+    (['train', '--train.lr', '0'], 'lr must be a number above 0, got 0.0'),
+    (['train', '--objective.sigma', '-1'], 'sigma must be a finite number above 0'),
+    (['train', '--objective.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
     (['train', '--data.name', 'cats'], 'name must be one of'),
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),
     (['train', '--resume', 'true'], 'no checkpoint in'),

@@ -176,7 +176,7 @@ def precision_effect(
 ) -> dict: # 'same_within_001', a share; 'nats_per_dim' and 'nats_per_dim_coarse', the mean -log p by the model itself
     "What a coarser arithmetic does to samples from the same uniforms, and how likely both are under the model itself"
     x, y = (run(model, uniforms, dtype=d)[0] for d in (None, dtype))
-    nats = [-model.log_prob(z).mean().item()/model.dims for z in (x, y)]
+    nats = [-_dist(model, model).log_prob(z).mean().item()/model.dims for z in (x, y)]
     same = ((x - y).abs() < .01).float().mean().item()
     return dict(same_within_001=same, nats_per_dim=nats[0], nats_per_dim_coarse=nats[1])
 
