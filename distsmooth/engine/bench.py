@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'REPORT_HOURS', 'seconds', 'parts', 'run', 'pass_seconds', 'peak_memory', 'kept_bytes', 'precision_effect',
-           'check_device', 'as_machine', 'bench_sampling', 'as_line']
+           'as_case', 'check_device', 'as_machine', 'bench_sampling', 'as_line']
 
 # %% ../../nbs/engine/bench.ipynb #e00b71b0
 import ctypes
@@ -181,12 +181,15 @@ def precision_effect(
     return dict(same_within_001=same, nats_per_dim=nats[0], nats_per_dim_coarse=nats[1])
 
 # %% ../../nbs/engine/bench.ipynb #b64708e4
-def _case(text):
-    "('mnist', 16) from 'mnist:16'"
+def as_case(
+    text:str, # Such as 'mnist:16'
+    networks, # Names that there are
+    of:str='how many images', # What the number says
+) -> tuple: # Such as ('mnist', 16)
+    "A network's name and a number from one word; a `ValueError` for another"
     name, _, n = str(text).partition(':')
-    if name not in NETWORKS or not n.isdecimal() or not int(n):
-        wanted = f"like 'mnist:16', a network of {list(NETWORKS)} and how many images"
-        raise ValueError(f'cases must be {wanted}, got {text!r}')
+    if name not in networks or not n.isdecimal() or not int(n):
+        raise ValueError(f"cases must be like 'mnist:16', a network of {list(networks)} and {of}, got {text!r}")
     return name, int(n)
 
 def check_device(
@@ -243,7 +246,7 @@ def bench_sampling(
     report=lambda row: None, # Called with each row as soon as it is there
 ) -> dict: # 'machine', and 'rows' of numbers
     "Time every algorithm in one run on this machine, against one full pass of the network for every pixel"
-    cases, device, rows = [_case(c) for c in cases], check_device(device), []
+    cases, device, rows = [as_case(c, NETWORKS) for c in cases], check_device(device), []
     unknown = [m for m in methods if m not in METHODS]
     if unknown: raise ValueError(f'methods must be among {list(METHODS)}, got {unknown[0]!r}')
     if repeats < 1: raise ValueError(f'repeats must be at least 1, got {repeats}')

@@ -17,7 +17,7 @@ from statistics import median
 # %% ../../nbs/engine/bench_training.ipynb #78c80652
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from .bench import as_machine, check_device, seconds
+from .bench import as_case, as_machine, check_device, seconds
 from .fused import keep_memory
 from ..registry import plain
 from ..pixelcnn import PixelCNNpp
@@ -136,7 +136,7 @@ def bench_training(
     report=lambda row: None, # Called with each row as soon as it is there
 ) -> dict: # 'machine', and 'rows' of numbers
     "Time training steps on this machine, all variants in one run; a `RuntimeError` if the first variant fails"
-    cases, device, rows = [_case(c) for c in cases], check_device(device), []
+    cases, device, rows = [as_case(c, TRAINED, 'images a step') for c in cases], check_device(device), []
     unknown = [v for v in variants if v not in VARIANTS]
     if unknown or not variants:
         raise ValueError(f'variants must be among {list(VARIANTS)}, got {(unknown or [None])[0]!r}')
@@ -147,14 +147,6 @@ def bench_training(
             rows.append(row)
             report(row)
     return dict(machine=as_machine(device), rows=rows)
-
-def _case(text):
-    "('mnist', 64) from 'mnist:64'"
-    name, _, n = str(text).partition(':')
-    if name not in TRAINED or not n.isdecimal() or not int(n):
-        wanted = f"like 'mnist:64', a network of {list(TRAINED)} and images a step"
-        raise ValueError(f'cases must be {wanted}, got {text!r}')
-    return name, int(n)
 
 def _runs(network, n, variants, repeats, steps, device):
     "What `measure` gives for each variant, `repeats` times, in turns"
