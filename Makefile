@@ -19,11 +19,10 @@ readme docs: .venv/.dev         ## write README.md and the pages from the notebo
 digits: .venv/.installed        ## pack the bundled digits anew, from MNIST in DISTSMOOTH_DATA
 	$(BIN)/python scripts/pack_digits.py
 
-box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: three hours on one core; goes on where it stood
+box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: fifteen hours on one core; goes on where it stood
 	for part in smooth reverse raw; do \
-	  $(BIN)/distsmooth train --recipe digits-$$part --data.name mnist --out runs/digits-$$part \
-	    $$(test -d runs/digits-$$part/checkpoints && echo --resume true) || exit 1; done
-	$(BIN)/distsmooth pack --parts '[runs/digits-smooth, runs/digits-reverse, runs/digits-raw]' --out distsmooth/pretrained/digits
+	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume true) || exit 1; done
+	$(BIN)/distsmooth pack --parts '[runs/box-smooth, runs/box-reverse, runs/box-raw]' --out distsmooth/pretrained/digits
 	$(BIN)/python scripts/card_digits.py runs
 
 # one virtual environment; what is installed is remembered, so that a second call is quick
