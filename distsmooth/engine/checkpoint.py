@@ -187,12 +187,13 @@ def check_settings(
     where, # The file or folder that was made with them
     was:dict, # Settings that were written down
     now:dict, # Settings that are asked for
+    free=(), # Dotted names of those that may differ
 ):
     "Raise a `ValueError` that names every difference between two settings, if there is one"
     was, now = _flat(was), _flat(now)
     def show(d, k): return repr(d[k]) if k in d else 'not set'
     def same(k): return k in was and k in now and (was[k] == now[k] or repr(was[k]) == repr(now[k])) # nan != nan
-    changed = [f'{k}: was {show(was, k)}, is {show(now, k)}' for k in {**was, **now} if not same(k)]
+    changed = [f'{k}: was {show(was, k)}, is {show(now, k)}' for k in {**was, **now} if k not in free and not same(k)]
     if changed: raise ValueError(f'{where} was made with other settings:\n  ' + '\n  '.join(changed) +
                                  '\nGo on with the old settings, or take another folder for the new ones')
 
@@ -200,6 +201,7 @@ def check_settings(
 @patch
 def load(self:Checkpoints,
     step:int=None, # One of `steps`; the newest if left out
+    free=(), # Dotted names of settings that may differ
 ) -> tuple: # The step, and the state that was saved, on the CPU
     "Read a checkpoint; `FileNotFoundError` if there is none, `ValueError` if damaged, foreign, or of other settings"
     steps = self.steps
@@ -208,7 +210,7 @@ def load(self:Checkpoints,
     if step not in steps:
         raise FileNotFoundError(f'no checkpoint of step {step} in {self.folder}: step must be one of {steps}')
     data = self._read(step)
-    if self.settings is not None: check_settings(self._path(step), data['settings'] or {}, self.settings)
+    if self.settings is not None: check_settings(self._path(step), data['settings'] or {}, self.settings, free)
     return step, data['state']
 
 # %% ../../nbs/engine/checkpoint.ipynb #77db3e76

@@ -10,8 +10,11 @@ __all__ = ['RECIPES', 'QUANTITIES', 'COLUMNS', 'Data', 'Objective', 'Network', '
 import csv
 import io
 import math
+import signal
+import threading
 import warnings
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Optional
@@ -21,7 +24,6 @@ import torch
 import yaml
 from accelerate.utils import gather_object
 from fastcore.basics import patch
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
 # %% ../../nbs/engine/experiment.ipynb #4abcb036
@@ -105,7 +107,7 @@ class Log:
     samples:int=within('[0, inf)', 16) # images in a grid; 0 for none
     save_every:int=within('[1, inf)', 500) # steps between two checkpoints
     keep:int=within('[1, inf)', 3) # checkpoints that are kept
-    tensorboard:bool=True # write TensorBoard's files beside log.csv
+    tensorboard:bool=True # write TensorBoard's files beside log.csv, if it is installed
     __post_init__ = check_fields
 
 # %% ../../nbs/engine/experiment.ipynb #51b891ca
@@ -259,9 +261,22 @@ class Experiment:
 # %% ../../nbs/engine/experiment.ipynb #4ffa4037
 @patch
 def _resume(self:Experiment):
-    _, state = self.checkpoints.load()
+    _, state = self.checkpoints.load(free=('train.steps', 'train.epochs'))
     self.losses = state.pop('losses')
     self.run.restore(state)
+    self._say_length()
+
+@patch
+def _say_length(self:Experiment):
+    "What becomes of a run that is made longer or shorter; a `ValueError` for less than it has done"
+    step, total, file, config = self.run.step, self.run.total, self.out/'recipe.yaml', self.recipe.train
+    if step > total: raise ValueError(f'steps must be at least the {step} that are done, got {total}')
+    was = yaml.safe_load(file.read_text())['train'] if file.is_file() else asdict(config)
+    before = replace(config, steps=was['steps'], epochs=was['epochs']).total(len(self.data))
+    if before == total or not self.main: return
+    lr, now = (config.lr_at(min(step, n - 1), n) for n in (before, total))
+    print(f'a run of {before} steps goes on to {total}: its {config.schedule} schedule is stretched, '
+          f'the learning rate of step {step} is {now:.2g} instead of {lr:.2g}', flush=True)
 
 @patch
 def _save(self:Experiment):
@@ -282,18 +297,28 @@ def go(self:Experiment,
     "Train to the end, and write down what there is to write; what is done is safe at every moment"
     run, log, first, nats = self.run, self.recipe.log, self.run.step, None
     lines = CSVLog(self.out/'log.csv', first) if self.main else None
-    board = SummaryWriter(self.out/'tensorboard', purge_step=first + 1) if self.main and log.tensorboard else None
-    for state in _steps(run, progress):
-        self.losses.append(state.loss)
-        tested = self._due(log.test_every)
-        if tested: nats = evaluate(run, self.test, log.test_images)
-        if tested or self._due(log.every):
-            speed = (state.step - first)*run.n/state.seconds
-            if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
-            self.losses = []
-        if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
-        if self._due(log.save_every) and self.main: self._save()
+    board = _tensorboard(self.out/'tensorboard', first) if self.main and log.tensorboard else None
+    with _interruptible() as asked:
+        for state in _steps(run, progress):
+            self.losses.append(state.loss)
+            tested = self._due(log.test_every)
+            if tested: nats = evaluate(run, self.test, log.test_images)
+            if tested or self._due(log.every):
+                speed = (state.step - first)*run.n/state.seconds
+                if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
+                self.losses = []
+            if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
+            stop = any(gather_object([bool(asked)])) and run.step < run.total
+            if (stop or self._due(log.save_every)) and self.main: self._save()
+            if stop: raise KeyboardInterrupt(f'step {run.step} of {run.total} is saved in {self.out}')
     return nats
+
+def _tensorboard(folder, step):
+    "A writer of TensorBoard's files that goes on after `step`; None, and a remark, if it is not installed"
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError: return print("TensorBoard is off: it is not installed (pip install 'distsmooth[tensorboard]'); "
+                                     'log.csv has the same numbers', flush=True)
+    return SummaryWriter(folder, purge_step=step + 1)
 
 # %% ../../nbs/engine/experiment.ipynb #ab9e48f9
 @patch
@@ -320,6 +345,17 @@ def _draw(self:Experiment, n):
     nrow = min(n, 8) if len(x) == n else n
     path = folder/f'step-{self.run.step:09d}.png'
     write_whole(path, lambda f: save_image((x + 1)/2, f, nrow=nrow, format='png'))
+
+# %% ../../nbs/engine/experiment.ipynb #dfd60651
+@contextmanager
+def _interruptible():
+    "A list that the first Ctrl-C puts something into; the second one stops at once"
+    asked, main = [], threading.current_thread() is threading.main_thread()
+    def ask(*_): asked.append(True), signal.signal(signal.SIGINT, before)
+    before = signal.signal(signal.SIGINT, ask) if main else None
+    try: yield asked
+    finally:
+        if main: signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/engine/experiment.ipynb #82d79e64
 def _steps(run, progress):

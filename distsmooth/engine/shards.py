@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
 from ..checks import check_tensor
 from .checkpoint import check_settings, lock_folder, write_whole
+from ..autoregressive import draw
 from ..denoising import single_step
 from ..pipeline import parts_from, read_files
 from ..smoothing import GaussianKernel, check_sigma
@@ -131,6 +132,8 @@ def sample_shards(
     level = {} if name == 'raw' else dict(sigma=_level(net, kernel, sigma))
     settings = dict(what='samples', part=name, weights_sha256=weights, seed=seed, batch_size=batch_size, **level, **how)
     sizes = [len(c) for c in torch.arange(n).split(batch_size)]
+    dist = net.dist_at(level.get('sigma'), label=how.get('label'))
+    draw(dist, net.uniforms(1), **{k: v for k, v in how.items() if k != 'label'}) # Refuses before `out` is made
     net.to(acc.device)
     def work(k):
         uniforms = image_uniforms(net, seed, 'sample', k*batch_size, sizes[k]).to(acc.device)
