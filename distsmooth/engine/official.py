@@ -7,7 +7,6 @@ __all__ = ['official_state', 'load_official']
 
 # %% ../../nbs/engine/official.ipynb #0ff1c004
 import re
-from pathlib import Path
 import torch
 from ..logistic import n_params
 from ..pixelcnn import PixelCNNpp
@@ -34,21 +33,13 @@ def official_state(
     return {k: v.flatten(1) if linear(k) else v for k, v in state.items()}
 
 # %% ../../nbs/engine/official.ipynb #05f7a691
-def _read(path):
-    "What a file holds; a `ValueError` for one that `torch.save` did not write, or that holds more than tensors"
-    if not Path(path).is_file(): raise FileNotFoundError(f'checkpoint must be a file that exists, got {str(path)!r}')
-    try: return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:  # broken files fail in a dozen ways
-        raise ValueError(f'checkpoint must be a file of weights that the published code saved, got {str(path)!r}, '
-                         f'which is damaged or something else ({type(e).__name__})') from e
-
 def load_official(
     state, # A checkpoint of the published code: a path, a list whose first item is the state dict, or the state dict
     size=28, # Side of the images, or (H, W); for the second stage, where the context stands above the image, (2*H, W)
     head:str='continuous', # How the output is read: the published models of smoothed and of clean data are continuous
 ) -> PixelCNNpp: # With the same outputs, in evaluation mode
     "Read weights of the published PyTorch code; raises `ValueError` if they are not a PixelCNN++ of it"
-    if not isinstance(state, (dict, list, tuple)): state = _read(state)
+    if not isinstance(state, (dict, list, tuple)): state = torch.load(state, map_location='cpu', weights_only=True)
     state = state if isinstance(state, dict) else state[0]
     state = {k.removeprefix('module.'): v for k, v in state.items()}
     if not {'u_init.conv.weight_v', 'nin_out.lin_a.bias'} <= state.keys():

@@ -6,7 +6,7 @@
 __all__ = ['REQUIRED', 'Option', 'options', 'plain_kind', 'in_words', 'UsageError', 'read_words', 'make_parser', 'parse', 'usage',
            'help_text', 'leaves', 'overview', 'progress', 'silence', 'run', 'table', 'completion_script']
 
-# %% ../../nbs/engine/terminal.ipynb #bd5c8c40
+# %% ../../nbs/engine/terminal.ipynb #647166f0
 import inspect
 import io
 import json
@@ -23,10 +23,10 @@ from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Literal, Union, get_args, get_origin
 
-# %% ../../nbs/engine/terminal.ipynb #3bc57e08
+# %% ../../nbs/engine/terminal.ipynb #1a9d5bb4
 from fastcore.docments import docments
 
-# %% ../../nbs/engine/terminal.ipynb #2e66f0af
+# %% ../../nbs/engine/terminal.ipynb #574ff6bf
 REQUIRED = inspect.Parameter.empty
 
 @dataclass
@@ -53,7 +53,7 @@ def options(
         if deep and isinstance(o.kind, str): found += _arguments(resolve_name(o.kind), f'{o.name}.')
     return found
 
-# %% ../../nbs/engine/terminal.ipynb #54164a04
+# %% ../../nbs/engine/terminal.ipynb #aac64ba6
 def plain_kind(
     kind, # A type
 ): # The same without `None`
@@ -74,7 +74,7 @@ def in_words(
     words = {int: 'a whole number', float: 'a number', bool: 'true or false', os.PathLike: 'a file that exists'}
     return words.get(kind, 'a word')
 
-# %% ../../nbs/engine/terminal.ipynb #c5d54e88
+# %% ../../nbs/engine/terminal.ipynb #45b21e88
 class UsageError(ValueError): "What was typed is not what the command takes"
 
 def _known(name, options):
@@ -108,7 +108,7 @@ def read_words(
         else: typed[name].append(word)
     return {name: _text(options[name], words) for name, words in typed.items()}
 
-# %% ../../nbs/engine/terminal.ipynb #c68d42a8
+# %% ../../nbs/engine/terminal.ipynb #2a8b0397
 def make_parser(
     f, # The function of a command
     **how # Of `jsonargparse.ArgumentParser`
@@ -129,7 +129,7 @@ _COMMON = {
     'quiet': Option('quiet', bool, False, 'No progress bars, no remarks: only what goes wrong'),
 }
 
-# %% ../../nbs/engine/terminal.ipynb #1cd61290
+# %% ../../nbs/engine/terminal.ipynb #bdaf145e
 def _reworded(error, known, typed):
     "What `jsonargparse` refused, for somebody who knows neither its words nor Python's"
     said = str(error)
@@ -158,7 +158,7 @@ def parse(
         if isinstance(o.kind, str): values[o.name] = resolve_name(o.kind)(**values[o.name])
     return {k: v for k, v in values.items() if k != 'config'} | dict(quiet=quiet)
 
-# %% ../../nbs/engine/terminal.ipynb #58022fd2
+# %% ../../nbs/engine/terminal.ipynb #b06875f4
 def _note(o):
     "What there is to say about an option"
     if isinstance(o.kind, str): return o.help
@@ -189,7 +189,8 @@ def help_text(
     deep:bool=False, # With what is in its groups of settings
 ) -> str:
     "What a command does, and what it can be told"
-    width, lines, grouped = _columns(), [usage(f, prog), '', inspect.getdoc(f), ''], False
+    width, grouped = _columns(), False
+    lines = [usage(f, prog), '', textwrap.fill(inspect.getdoc(f), width), '']
     for o in [*options(f, deep), *_COMMON.values()]:
         group = isinstance(o.kind, str)
         if group and deep: lines.append(f'\n{o.help.partition(":")[0]}')
@@ -198,7 +199,7 @@ def help_text(
     if grouped and not deep: lines.append(f'\nall that --name.* stands for: {prog} --help all')
     return '\n'.join(lines)
 
-# %% ../../nbs/engine/terminal.ipynb #4769258a
+# %% ../../nbs/engine/terminal.ipynb #ab864d69
 def leaves(
     commands:dict, # Name to function, or to a dict of the same kind
 ) -> dict: # Words, such as 'bench sampling', to function
@@ -231,7 +232,7 @@ def _find(commands, args, prog):
         words, commands, args = [*words, name], commands[name], args[1:]
     return commands, ' '.join([prog.split()[0], *words]), args
 
-# %% ../../nbs/engine/terminal.ipynb #f62d71bb
+# %% ../../nbs/engine/terminal.ipynb #b95e1342
 def progress() -> bool:
     "Are progress bars wanted? Not with `--quiet`, and not with `TQDM_DISABLE=1` in the environment"
     return os.environ.get('TQDM_DISABLE', '').lower() in ('', '0', 'false')
@@ -244,7 +245,7 @@ def silence():
         with redirect_stdout(io.StringIO()): yield
     finally: os.environ['TQDM_DISABLE'] = before
 
-# %% ../../nbs/engine/terminal.ipynb #57ca2711
+# %% ../../nbs/engine/terminal.ipynb #96f211dc
 def run(
     commands:dict, # Name to function, or to a dict of the same kind
     args:list, # What was typed after the program's name
@@ -267,7 +268,7 @@ def run(
         raise SystemExit(2) from None
     with silence() if values.pop('quiet') else nullcontext(): return f(**values)
 
-# %% ../../nbs/engine/terminal.ipynb #21bb40e8
+# %% ../../nbs/engine/terminal.ipynb #c6916bc0
 def _cell(v): return '' if v is None else f'{v:.4g}' if isinstance(v, float) else str(v)
 
 def table(
@@ -281,7 +282,7 @@ def table(
     def line(words): return '  '.join(w.ljust(k) if l else w.rjust(k) for w, k, l in zip(words, wide, left)).rstrip()
     return '\n'.join(map(line, cells))
 
-# %% ../../nbs/engine/terminal.ipynb #11601ba2
+# %% ../../nbs/engine/terminal.ipynb #55055c24
 def _subparsers(parser, commands):
     found = parser.add_subcommands(required=True)
     for name, c in commands.items():
