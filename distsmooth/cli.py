@@ -269,7 +269,7 @@ def _network(part, net):
                 sigma='its own' if net.sigma_range is None else ' to '.join(f'{s:g}' for s in net.sigma_range),
                 parameters=sum(p.numel() for p in net.parameters()))
 
-# %% ../nbs/engine/cli.ipynb #e68d9eff
+# %% ../nbs/engine/cli.ipynb #49e20b26
 def pack(
     parts:list[str], # Folders of runs or imports
     out:str, # Folder for the model
@@ -292,7 +292,7 @@ def pack(
     _write_card(sm, {part: Path(folder) for folder, f in zip(parts, found) for part in f}, Path(out))
     print(f'wrote {out}: {kernel}\n{table([_network(*part) for part in sm.named_children()])}')
 
-# %% ../nbs/engine/cli.ipynb #3f6d4875
+# %% ../nbs/engine/cli.ipynb #3a905693
 _CARD = """---
 library_name: distsmooth
 pipeline_tag: unconditional-image-generation
@@ -403,7 +403,7 @@ def completion(
     "Print what a shell has to read, so that it completes commands and options"
     print(completion_script(COMMANDS, 'distsmooth', shell))
 
-# %% ../nbs/engine/cli.ipynb #7b78acda
+# %% ../nbs/engine/cli.ipynb #d9d89618
 COMMANDS = {
     'demo': demo, 'train': train, 'sample': sample, 'denoise': denoise, 'import': import_, 'pack': pack,
     'bench': {'sampling': sampling, 'training': training},

@@ -108,15 +108,15 @@ def read_words(
         else: typed[name].append(word)
     return {name: _text(options[name], words) for name, words in typed.items()}
 
-# %% ../../nbs/engine/terminal.ipynb #2a8b0397
+# %% ../../nbs/engine/terminal.ipynb #a091f9e6
 def make_parser(
     f, # The function of a command
     **how # Of `jsonargparse.ArgumentParser`
 ):
     "A parser for the options of a command"
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser
     parser = ArgumentParser(description=inspect.getdoc(f), **how)
-    parser.add_argument('--config', action='config', help='A file of settings, such as --print_config shows')
+    parser.add_argument('--config', action=ActionConfigFile, help='A file of settings, such as --print_config shows')
     for o in options(f, deep=False):
         if isinstance(o.kind, str): parser.add_class_arguments(resolve_name(o.kind), o.name, sub_configs=True)
         else: parser.add_argument(f'--{o.name}', type=o.kind, help=o.help,
