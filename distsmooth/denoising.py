@@ -10,8 +10,8 @@ import math
 from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
-from .autoregressive import gradient
-from .checks import check_number, check_one_of, check_tensor
+from .autoregressive import check_defined, gradient, in_batches
+from .checks import check_images, check_number, check_one_of, check_tensor
 from .smoothing import check_sigma
 
 # %% ../nbs/course/10_denoising.ipynb #ce6d045e
@@ -107,15 +107,17 @@ def single_step(
     x_noisy:torch.Tensor, # (B, C, H, W)
     sigma:float, # Noise level of the Gaussian kernel, or (B,) of them; a model with a `sigma_range` is told it
     score:str='joint', # 'joint', as Tweedie's formula asks, or 'local', as the published code computes it
+    batch_size:int=None, # Images at once, see `in_batches`: the gradient needs the memory of training
     **conditions # `context` or `label` of a conditional model
 ) -> torch.Tensor: # (B, C, H, W)
     "Denoise by one gradient step, `x_noisy + sigma**2 * grad log p(x_noisy)` (paper, Section 3): the posterior mean"
     if getattr(model, 'head', 'continuous') == 'discretized':
         raise ValueError("model must be of continuous, smoothed data: masses (head='discretized') have no gradient")
-    check_tensor(x_noisy, 'x_noisy', *(('B', *model.event_shape) if hasattr(model, 'event_shape') else ()))
+    check_images(x_noisy, 'x_noisy', *(('B', *model.event_shape) if hasattr(model, 'event_shape') else ()))
     direction = SCORES[check_one_of(score, 'score', SCORES)]
     step = torch.as_tensor(check_sigma(sigma), dtype=x_noisy.dtype, device=x_noisy.device)
     if step.numel() not in (1, len(x_noisy)):
         raise ValueError(f'sigma must be one or ({len(x_noisy)},) of them, got {step.numel()}')
     dist = model.dist_at(sigma, **conditions) if hasattr(model, 'dist_at') else model
-    with evaluating(model): return x_noisy + step.reshape(-1, *[1]*(x_noisy.ndim - 1))**2*direction(dist, x_noisy)
+    with evaluating(model): slope = check_defined(in_batches(direction, batch_size, dist, x_noisy), 'the score', model)
+    return x_noisy + step.reshape(-1, *[1]*(x_noisy.ndim - 1))**2*slope

@@ -16,7 +16,7 @@ from scipy import integrate
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import pdist
 from torch import distributions as D
-from .checks import check_number
+from .checks import check_images, check_number, check_tensor
 
 # %% ../nbs/course/02_smoothing.ipynb #bdc61d80
 def check_sigma(
@@ -65,8 +65,8 @@ def sample(self:Kernel,
     x:torch.Tensor, # Clean values, floating point, any shape
     generator=None, # A CPU `torch.Generator`, for noise that can be drawn again
 ) -> torch.Tensor: # `x_noisy`, of the shape, type and device of `x`
-    "Draw `x_noisy` around `x`; raises `ValueError` if `x` holds whole numbers"
-    if not x.is_floating_point(): raise ValueError(f'x must be floating point in [-1, 1], got {x.dtype}: see `to_unit`')
+    "Draw `x_noisy` around `x`; raises `TypeError` if `x` holds whole numbers"
+    check_images(x, 'x', finite=False)
     u = torch.rand(x.shape, dtype=torch.float64, generator=generator)
     return x + self.noise.icdf(u.clamp(1e-12, 1 - 1e-12)).to(x)
 
@@ -96,8 +96,7 @@ def log_prob(self:Kernel,
     x:torch.Tensor, # Clean values, of the same shape
 ) -> torch.Tensor: # (B,) nats
     "`log q(x_noisy | x)`, summed over all dimensions but the first; raises `ValueError` if the shapes differ"
-    if x_noisy.shape != x.shape:
-        raise ValueError(f'x_noisy {tuple(x_noisy.shape)} and x {tuple(x.shape)} must have one shape')
+    check_tensor(x_noisy, 'x_noisy', *check_tensor(x, 'x').shape)
     return self._log_noise(x_noisy - x).to(x_noisy)[..., None].flatten(1).sum(1)
 
 # %% ../nbs/course/02_smoothing.ipynb #c7303e84
@@ -168,7 +167,7 @@ def bias_variance(
     grid:np.ndarray, # (G,) covering the mass, of the smoothed density too
 ) -> tuple: # (integrated squared bias, integrated variance)
     "Error of the smoothed empirical distribution of `n` points: what smoothing distorts, and what it steadies"
-    if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number above 0, got {n!r}')
+    check_number(n, 'n', '[1, inf)', whole=True)
     grid = _check_grid(grid); _check_fine(kernel, grid)
     p = np.asarray(density(grid), dtype=np.float64)
     mean, second = (kernel._average(p, grid, grid, power) for power in (1, 2))

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from fastcore.basics import patch
+from .checks import check_number, check_one_of, check_tensor
 
 # %% ../nbs/course/01_toys.ipynb #522fce19
 class Toy:
@@ -21,15 +22,14 @@ class Toy:
         generator=None, # A `torch.Generator`, for points that can be drawn again
     ) -> torch.Tensor: # (n, dims) float32
         "Draw `n` points"
-        if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number above 0, got {n!r}')
+        check_number(n, 'n', '[1, inf)', whole=True)
         return self._sample(n, generator).float()
 
     def log_prob(self,
         points:torch.Tensor, # (n, dims)
     ) -> torch.Tensor: # (n,) nats, in the type of `points`
         "Exact log density, computed in float64 and differentiable in `points`"
-        if points.ndim != 2 or points.shape[1] != self.dims:
-            raise ValueError(f'points must be (n, {self.dims}), got {tuple(points.shape)}')
+        check_tensor(points, 'points', 'n', self.dims)
         return self._log_prob(points.double().cpu()).to(points)
 
 # %% ../nbs/course/01_toys.ipynb #9bbd1b80
@@ -115,8 +115,7 @@ def smoothed(self:Toy,
     "The toy after Gaussian smoothing: widths add in squares; raises `ValueError` for a toy where no formula is known"
     if self.width is None:
         raise ValueError(f'no formula is known for {self!r} with noise on it; take narrow modes, rings or olympics')
-    if not (isinstance(sigma, (int, float)) and 0 <= sigma < math.inf):
-        raise ValueError(f'sigma must be finite and not negative, got {sigma!r}')
+    check_number(sigma, 'sigma', '[0, inf)')
     toy = copy.copy(self)
     toy.width = (self.width**2 + sigma**2).sqrt()
     return toy
@@ -148,10 +147,11 @@ class Pinwheel(Toy):
         length:float=.15, # Standard deviation along the arm
         width:float=.04, # Standard deviation across the arm
     ):
-        if not isinstance(arms, int) or arms < 1: raise ValueError(f'arms must be a whole number above 0, got {arms!r}')
+        check_number(arms, 'arms', '[1, inf)', whole=True)
         self.angles = 2*math.pi*torch.arange(arms, dtype=torch.float64)/arms
         self.middle = torch.stack([_positive('radius', radius), torch.zeros((), dtype=torch.float64)])
-        self.twist, self.spread = float(twist), torch.stack([_positive('length', length), _positive('width', width)])
+        self.twist = check_number(twist, 'twist')
+        self.spread = torch.stack([_positive('length', length), _positive('width', width)])
     def __repr__(self): return f'Pinwheel({len(self.angles)} arms, twist={self.twist:g}, width={self.spread[1]:g})'
 
 # %% ../nbs/course/01_toys.ipynb #2f0807c5
@@ -175,5 +175,5 @@ def load_toy(
     **options, # Passed to its class: `width` for all, and what else it knows
 ) -> Toy:
     "A toy density by name; raises `ValueError` if there is none of that name"
-    if name not in TOYS: raise ValueError(f'name must be one of {list(TOYS)}, got {name!r}')
+    check_one_of(name, 'name', TOYS)
     return TOYS[name](**options)

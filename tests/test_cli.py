@@ -236,7 +236,7 @@ def test_recipes_that_are_not_there():
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),
     (['train', '--resume', 'true'], 'no checkpoint in'),
     (['sample', '--model', 'cats'], 'name must be one of'),
-    (['sample', '--model', '{small}', '--n', '0'], 'n and batch_size must be at least 1, got 0'),
+    (['sample', '--model', '{small}', '--n', '0'], 'n must be a whole number of at least 1, got 0'),
     (['sample', '--model', '{small}', '--part', 'raw'], 'must hold raw'),
     (['sample', '--model', '{small}', '--n', '1', '--method', 'magic'], 'magic'),
     (['sample', '--model', '{small}', '--n', '1', '--transform', 'magic'], 'magic'),
