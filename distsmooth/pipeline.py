@@ -57,6 +57,9 @@ class SmoothedModel(nn.Module, ModelHubMixin):
         "`sigma`, or (B,) of them, or the kernel's own if it is None; a `ValueError` unless this model knows it"
         own = self.kernel.sigma
         return check_sigma(own if sigma is None else sigma, self.smooth.sigma_range or (own, own))
+    def kernel_at(self, sigma=None):
+        "The kernel at another noise level; its own if `sigma` is None"
+        return type(self.kernel)(self.check_sigma(sigma))
 
 # %% ../nbs/course/12_pipeline.ipynb #795b1333
 @patch
@@ -144,7 +147,7 @@ def complete(self:SmoothedModel,
     "Draw what is not known, by way of smoothed images: smooth what is known, complete that, and go back"
     self._check('two_step')
     check_tensor(x, 'x', 'n', *self.smooth.event_shape, finite=False)
-    kernel = type(self.kernel)(self.check_sigma(sigma))
+    kernel = self.kernel_at(sigma)
     smooth, reverse = self.uniforms(len(x), generator) if uniforms is None else uniforms
     known = dict(known=kernel.sample(x, generator), mask=mask)
     x_noisy = self._dist(self.smooth, kernel.sigma, label).from_uniforms(smooth, **known, **options)
@@ -152,6 +155,20 @@ def complete(self:SmoothedModel,
     return back.from_uniforms(reverse, known=x, mask=mask, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #5ab09bf6
+@patch
+def log_weight(self:SmoothedModel,
+    x:torch.Tensor, # (B, C, H, W) clean images
+    x_noisy:torch.Tensor, # (B, C, H, W), drawn around them by the kernel
+    sigma:float=None, # Noise level of the way round; the kernel's own if left out
+    label:torch.Tensor=None, # (B,) class numbers, for networks with `n_classes`
+) -> torch.Tensor: # (B,) nats
+    "`log p(x_noisy) + log p(x | x_noisy) - log q(x_noisy | x)`: over draws of the kernel, `exp` of it averages `p(x)`"
+    self._check('two_step')
+    kernel = self.kernel_at(sigma)
+    smooth = self._dist(self.smooth, kernel.sigma, label)
+    reverse = self._dist(self.reverse, kernel.sigma, label, context=x_noisy)
+    return smooth.log_prob(x_noisy) + reverse.log_prob(x) - kernel.log_prob(x_noisy, x)
+
 @patch
 @torch.no_grad()
 def iwae(self:SmoothedModel,
@@ -165,13 +182,9 @@ def iwae(self:SmoothedModel,
     self._check('two_step')
     check_number(k, 'k', '[1, inf)', whole=True)
     check_tensor(x, 'x', 'B', *self.smooth.event_shape)
-    kernel = type(self.kernel)(self.check_sigma(sigma))
-    smooth = self._dist(self.smooth, kernel.sigma, label)
-    def log_weight():
-        x_noisy = kernel.sample(x, generator)
-        reverse = self._dist(self.reverse, kernel.sigma, label, context=x_noisy)
-        return smooth.log_prob(x_noisy) + reverse.log_prob(x) - kernel.log_prob(x_noisy, x)
-    return torch.stack([log_weight() for _ in range(k)]).logsumexp(0) - math.log(k)
+    kernel = self.kernel_at(sigma)
+    weights = [self.log_weight(x, kernel.sample(x, generator), sigma, label) for _ in range(k)]
+    return torch.stack(weights).logsumexp(0) - math.log(k)
 
 @patch
 def elbo(self:SmoothedModel,
