@@ -120,13 +120,14 @@ def run_cells(
 def _kept(folder, cell): return _read(folder/f'cell-{cell.file}.json')
 def _starts(folder): return _read(folder/'starts.json') or []
 
-# %% ../../nbs/engine/cells.ipynb #6b9caf2a
+# %% ../../nbs/engine/cells.ipynb #4f8cc5ba
 def _work_off(folder, missing, n, report):
     "Work out the missing cells of `n`, one after the other"
     spent, expected = 0., 0.
     for i, cell in enumerate(missing):
         left = sum(c.cost for c in missing[i:])*(spent/expected if expected else 1.)
-        report(f'[{n - len(missing) + i + 1}/{n}] {cell.name} ({"about" if expected else "perhaps"} {as_time(left)} left)')
+        done, sure = n - len(missing) + i + 1, 'about' if expected else 'perhaps'
+        report(f'[{done}/{n}] {cell.name} ({sure} {as_time(left)} left)')
         start = time.perf_counter()
         figures = cell.work(folder/cell.file)
         spent, expected = spent + time.perf_counter() - start, expected + cell.cost
@@ -154,7 +155,7 @@ def as_result(
     seconds = round(sum(c['seconds'] for c in cells), 1)
     return dict(schema=SCHEMA, kind=kind, **last, earlier=earlier, seconds=seconds, **more, cells=cells)
 
-# %% ../../nbs/engine/cells.ipynb #1796f405
+# %% ../../nbs/engine/cells.ipynb #5c262222
 def result_folders(
     folder=None, # The folder to look in, and no other
 ) -> list: # Of paths
@@ -171,11 +172,13 @@ def load_result(
     paths = [p/f'{name}.json' for p in result_folders(folder)]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f'no result {name!r} in {[str(p.parent) for p in paths] or "any folder called results"}: '
+        places = [str(p.parent) for p in paths] or 'any folder called results'
+        raise FileNotFoundError(f'no result {name!r} in {places}: '
                                 f'they come with the repository, or from `distsmooth study {name}`')
     result = json.loads(path.read_text(encoding='utf8'))
     if result.get('schema') != SCHEMA:
-        raise ValueError(f'{path} must be of schema {SCHEMA}, it is of {result.get("schema")!r}: run `{result.get("command")}` again')
+        raise ValueError(f'{path} must be of schema {SCHEMA}, it is of {result.get("schema")!r}: '
+                         f'run `{result.get("command")}` again')
     return result
 
 # %% ../../nbs/engine/cells.ipynb #d39a34d5

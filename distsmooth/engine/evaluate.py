@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
-# %% ../../nbs/engine/evaluate.ipynb #77ab0c3a
+# %% ../../nbs/engine/evaluate.ipynb #ed448b14
 import torch
 from accelerate import PartialState
 from fastcore.basics import patch
@@ -21,7 +21,8 @@ import distsmooth
 from ..checks import check_number, check_one_of
 from ..data import load_dataset
 from ..denoising import single_step
-from .cells import Cell, as_command, as_plain, as_png, as_result, as_table, origin, run_cells, stated, write_json
+from .cells import (Cell, as_command, as_plain, as_png, as_result, as_table, origin, run_cells, stated,
+                                     write_json)
 from .shards import denoise_shards, load_samples, run_shards, sample_shards
 from ..likelihood import UNITS, bits_per_dim, dequantize
 from ..metrics import NAMES, evaluate_samples, extract_features, load_extractor
@@ -29,7 +30,7 @@ from ..pipeline import SmoothedModel, parts_from, read_files
 from ..smoothing import GaussianKernel, check_sigma
 from ..training import images, labels, make_generator
 
-# %% ../../nbs/engine/evaluate.ipynb #aa64ec4a
+# %% ../../nbs/engine/evaluate.ipynb #767a5209
 DIGIT_DATA = 'digits', 'mnist'  # data whose samples are compared by the classifier in the box
 SIGMAS = .3, .5, .7  # noise levels at which a network of many is asked, beside its kernel's own
 CHUNK = 50  # images whose likelihoods are worked out at once: the noise on an image depends on it
@@ -55,14 +56,15 @@ class Subject:
         for net in self.parts.values(): net.to(self.device)
         self.net = next(iter(self.parts.values()))
         self.test, self.train = (load_dataset(data, split, root, size) for split in ('test', 'train'))
-        self.extractor = load_extractor(extractor or ('digits' if data in DIGIT_DATA else 'efficientnet-lite0'), device=self.device)
+        usual = 'digits' if data in DIGIT_DATA else 'efficientnet-lite0'
+        self.extractor = load_extractor(extractor or usual, device=self.device)
         self._features, self._train_features = {}, []
         shape = tuple(images(self.test, torch.arange(1)).shape[1:])
         if shape != self.net.event_shape:
             raise ValueError(f'model must draw images {shape} like the data {data!r}, '
                              f'got {self.net.event_shape} of a {type(self.net).__name__}')
 
-# %% ../../nbs/engine/evaluate.ipynb #25e63a03
+# %% ../../nbs/engine/evaluate.ipynb #ebbd7771
 @patch(as_prop=True)
 def settings(self:Subject) -> dict: # Plain values
     "What all figures depend on"
@@ -75,8 +77,10 @@ def settings(self:Subject) -> dict: # Plain values
 @patch
 def describe(self:Subject) -> dict: # Plain values
     "The model, for those who read the file"
-    def part(name, net): return dict(network=type(net).__name__, settings=net.extra_repr(), weights_sha256=self.weights[name],
-                                     parameters=sum(p.numel() for p in net.parameters()))
+    def part(name, net):
+        parameters = sum(p.numel() for p in net.parameters())
+        return dict(network=type(net).__name__, settings=net.extra_repr(), parameters=parameters,
+                    weights_sha256=self.weights[name])
     parts = {name: part(name, net) for name, net in self.parts.items()}
     return dict(name=self.model, kernel=str(self.kernel), sigma_range=self.sigma_range, parts=parts)
 
@@ -164,7 +168,7 @@ def whole(self:Subject) -> SmoothedModel:
     "The networks as one model"
     return SmoothedModel(kernel=self.kernel, **self.parts)
 
-# %% ../../nbs/engine/evaluate.ipynb #e6086434
+# %% ../../nbs/engine/evaluate.ipynb #8b68cac4
 COST = dict(once=.004, draw=.03)  # seconds an image of a digit's size, roughly: one pass of a network, one draw
 
 @patch
@@ -189,10 +193,11 @@ def _likelihood(self:Subject, part, sigma, kind, n):
     def work(folder):
         values = self.values(folder, n, net, self.bits(part, sigma, kind))
         if part != 'two_step' or 'raw' not in self.parts: return mean_of(values)
-        raw = self.values(folder.with_name(name_of('bits', 'raw', None, 'exact', n)), n, self.parts['raw'], self.bits('raw', None, 'exact'))
-        above = mean_of(values - raw)
+        raw = folder.with_name(name_of('bits', 'raw', None, 'exact', n))
+        above = mean_of(values - self.values(raw, n, self.parts['raw'], self.bits('raw', None, 'exact')))
         return mean_of(values) | dict(above_raw=above['value'], above_raw_stderr=above['stderr'])
-    return Cell(name_of('bits', part, sigma, kind, n), work, self._said(part, sigma, kind, net), passes*n*COST['once'])
+    said = self._said(part, sigma, kind, net)
+    return Cell(name_of('bits', part, sigma, kind, n), work, said, passes*n*COST['once'])
 
 def name_of(
     *words # None is left out
@@ -203,9 +208,10 @@ def name_of(
 @patch
 def _said(self:Subject, part, sigma, kind, net):
     "What a likelihood is of"
-    given = {'smooth': 'smoothed images', 'reverse': 'images given smoothed ones: no likelihood of the data'}.get(part, 'images')
-    return dict(part=part, sigma=sigma, kind='conditional NLL' if part == 'reverse' else kind,
-                unit=UNITS['smoothed' if part == 'smooth' else '8-bit'], of='dequantized '*self._dequantized(net) + given)
+    of = {'smooth': 'smoothed images', 'reverse': 'images given smoothed ones: no likelihood of the data'}
+    kind, unit = 'conditional NLL' if part == 'reverse' else kind, UNITS['smoothed' if part == 'smooth' else '8-bit']
+    of = 'dequantized '*self._dequantized(net) + of.get(part, 'images')
+    return dict(part=part, sigma=sigma, kind=kind, unit=unit, of=of)
 
 # %% ../../nbs/engine/evaluate.ipynb #2aa7111e
 SCORES = 'none', 'joint', 'local'  # none: the noise as it is
@@ -251,7 +257,7 @@ def left_out(self:Subject) -> list: # Of str
     if not gaussian: said.append(f'the single step: it holds for Gaussian noise alone, not for {self.kernel}')
     return said
 
-# %% ../../nbs/engine/evaluate.ipynb #dea23989
+# %% ../../nbs/engine/evaluate.ipynb #cca35061
 @patch
 def draw(self:Subject,
     out:Path, # Folder of all samples
@@ -263,20 +269,22 @@ def draw(self:Subject,
     "Draw samples as far as they are not there, and the smoothed ones that they are made from"
     folder = out/name_of(way, sigma, f'seed{seed}')
     how = dict(seed=seed, batch_size=self.batch_size, progress=self.progress)
-    if way in ('raw', 'smoothed'): return sample_shards(self.model, folder, n, 'raw' if way == 'raw' else 'smooth', sigma, **how)
-    step, _, score = way.partition('-')
-    return denoise_shards(self.model, self.draw(out, 'smoothed', sigma, seed, n), folder, step, sigma, score or 'joint', **how)
+    part = dict(raw='raw', smoothed='smooth').get(way)
+    if part: return sample_shards(self.model, folder, n, part, sigma, **how)
+    (step, _, score), smoothed = way.partition('-'), self.draw(out, 'smoothed', sigma, seed, n)
+    return denoise_shards(self.model, smoothed, folder, step, sigma, score or 'joint', **how)
 
-# %% ../../nbs/engine/evaluate.ipynb #740f2fd9
+# %% ../../nbs/engine/evaluate.ipynb #bd6f4083
 @patch
 def features(self:Subject,
     n:int, # Samples that they are to be compared with
 ) -> tuple: # `Features` of the test images, and of up to four sets of `n` training images
     "Real images, as the extractor sees them; worked out once"
     if n not in self._features:
-        train = self.train if n*4 >= len(self.train) else torch.utils.data.Subset(self.train, range(4*n))
-        real = {'test images': self.test, 'training images': train}
-        self._features[n] = [extract_features(x, self.extractor, None, f'{self.data}, {name}') for name, x in real.items()]
+        some = torch.utils.data.Subset(self.train, range(min(4*n, len(self.train))))
+        real = {'test images': self.test, 'training images': some}
+        read = lambda name, x: extract_features(x, self.extractor, None, f'{self.data}, {name}')
+        self._features[n] = [read(name, x) for name, x in real.items()]
     return self._features[n]
 
 @patch
@@ -306,7 +314,7 @@ def allowed(self:Subject,
     few = [name for name in names if n < NAMES[name].needs(d, 5)]
     return [name for name in names if name not in few], few
 
-# %% ../../nbs/engine/evaluate.ipynb #7e71cb83
+# %% ../../nbs/engine/evaluate.ipynb #38641b68
 @patch
 def sample_cells(self:Subject,
     n:int=2000, # Samples of each way, noise level and seed
@@ -317,24 +325,26 @@ def sample_cells(self:Subject,
     "Samples of every way, and their metrics against the test images"
     known, most = self.ways(), min(len(self.test), len(self.train))
     if not 6 <= n <= most:
-        raise ValueError(f'n must be at least 6, for any metric, and at most {most}, the real images there are, got {n}')
+        raise ValueError(f'n must lie in [6, {most}]: metrics take six samples, and as many real images, got {n}')
     ways = known if ways is None else [check_one_of(w, 'ways', known) for w in ways]
-    return [self._sample_cell(w, s, n, list(seeds)) for w in ways for s in ([None] if w == 'raw' else self.levels(sigmas))]
+    levels = lambda way: [None] if way == 'raw' else self.levels(sigmas)
+    return [self._sample_cell(way, sigma, n, list(seeds)) for way in ways for sigma in levels(way)]
 
 @patch
 def _sample_cell(self:Subject, way, sigma, n, seeds):
     "The cell that draws and measures one way"
-    def work(folder): return self.judge([self.draw(folder.parent/'samples', way, sigma, seed, n) for seed in seeds], n)
+    def drawn(out): return [self.draw(out, way, sigma, seed, n) for seed in seeds]
+    def work(folder): return self.judge(drawn(folder.parent/'samples'), n)
     draws = {'raw': 1, 'smoothed': 1, 'two_step': 1}.get(way, .1)
     name = name_of('samples', way, sigma, f'n{n}', 'seeds' + ','.join(map(str, seeds)))
     return Cell(name, work, dict(way=way, sigma=sigma), draws*n*len(seeds)*COST['draw'])
 
-# %% ../../nbs/engine/evaluate.ipynb #68936fcf
+# %% ../../nbs/engine/evaluate.ipynb #1b5b2305
 def evaluate_model(
     model:str='digits', # A run's folder, a bundled name, a folder, or a hub id
     n:int=2000, # Samples of each way, noise level and seed; 0 for none
     json:str=None, # A file for the figures
-    sigmas:list=None, # Noise levels; if left out, 0.3, 0.5 and 0.7 as far as the networks know them, and the kernel's own
+    sigmas:list=None, # Noise levels; if left out, those of 0.3, 0.5, 0.7 that the networks know, and the kernel's own
     seeds:list=(0, 1), # Of the uniforms; the error bars are over them
     iwae:int=16, # Draws of the tighter bound; 0 for none
     images:int=500, # Test images for likelihoods and errors; 0 for none
@@ -348,7 +358,8 @@ def evaluate_model(
     progress:bool=True, # Show a bar for each cell
 ) -> dict: # What is in the file
     "Measure all that the networks allow; started again, it goes on"
-    options = dict(sigmas=sigmas, seeds=list(seeds), iwae=iwae, images=images, data=data, root=root, size=size, extractor=extractor)
+    options = dict(sigmas=sigmas, seeds=list(seeds), iwae=iwae, images=images, data=data, root=root, size=size,
+                   extractor=extractor)
     command = as_command('evaluate', model=model, n=n, json=json, **options, out=out, batch_size=batch_size)
     _check(n, images, iwae, seeds, batch_size, json)
     e = Subject(model, data, root, size, batch_size, extractor, progress=progress)
@@ -378,12 +389,14 @@ def _check(n, images, iwae, seeds, batch_size, json):
     for value, name in ((n, 'n'), (iwae, 'iwae')): check_number(value, name, '[0, inf)', whole=True)
     check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     if images: check_number(images, 'images', '[2, inf)', whole=True)
-    if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f'seeds must be one or more different numbers, got {list(seeds)}')
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f'seeds must be one or more different numbers, got {list(seeds)}')
     if json and not Path(json).absolute().parent.is_dir():
         raise FileNotFoundError(f'json must be a file in a folder that exists, got {str(json)!r}')
 
-# %% ../../nbs/engine/evaluate.ipynb #07320c99
-def _rows_of(result, start): return [(c['about'], c['figures']) for c in result['cells'] if c['name'].startswith(start)]
+# %% ../../nbs/engine/evaluate.ipynb #14044772
+def _rows_of(result, start):
+    return [(c['about'], c['figures']) for c in result['cells'] if c['name'].startswith(start)]
 
 def likelihood_table(
     result:dict, # From `evaluate_model`
@@ -398,8 +411,10 @@ def error_table(
     result:dict, # From `evaluate_model`
 ) -> str: # Markdown; empty if there are no errors
     "Squared error of smoothed test images, and after the single step"
-    rows = [[a['sigma'], *(stated(f[s]['value'], f[s]['stderr']) for s in SCORES)] for a, f in _rows_of(result, 'error-')]
-    return as_table(['sigma', 'squared error of the noise', 'single step, joint score', 'local score'], rows) if rows else ''
+    errors = lambda f: [stated(f[s]['value'], f[s]['stderr']) for s in SCORES]
+    rows = [[a['sigma'], *errors(f)] for a, f in _rows_of(result, 'error-')]
+    head = ['sigma', 'squared error of the noise', 'single step, joint score', 'local score']
+    return as_table(head, rows) if rows else ''
 
 def metrics_of(
     figures:dict, # Of a cell of samples
@@ -417,7 +432,8 @@ def sample_table(
     found, ways = _rows_of(result, 'samples-'), ways or WAYS
     if not found: return ''
     real = ['real images', None, *metrics_of(found[0][1], floor=True)]
-    rows = [[ways[a['way']], a['sigma'], *metrics_of(f)] for a, f in sorted(found, key=lambda r: list(ways).index(r[0]['way']))]
+    found.sort(key=lambda row: list(ways).index(row[0]['way']))
+    rows = [[ways[a['way']], a['sigma'], *metrics_of(f)] for a, f in found]
     return as_table(['samples', 'sigma', *found[0][1]['metrics']], [real, *rows])
 
 def evaluation_text(
@@ -425,8 +441,9 @@ def evaluation_text(
 ) -> str: # Markdown
     "All tables, what they are of, and what was left out"
     said = result['protocol']
-    of = said and (f'{said["sets"]} x {said["n"]} samples against {said["reference"]["n"]} images of {said["reference"]["name"]}; '
-                   f'features of {said["extractor"]["name"]}; real images: {said["floor"]}; error: {said["error"]}')
+    of = said and (f'{said["sets"]} x {said["n"]} samples against {said["reference"]["n"]} images of '
+                   f'{said["reference"]["name"]}; features of {said["extractor"]["name"]}; '
+                   f'real images: {said["floor"]}; error: {said["error"]}')
     parts = [f'{result["model"]["name"]}, on {result["data"]["name"]}: the first {result["images"]} test images',
              likelihood_table(result), error_table(result), of, sample_table(result),
              '\n'.join(f'left out: {line}' for line in result['left_out'])]
