@@ -155,12 +155,12 @@ def training(
     print(result['machine'])
     if json: write_whole(json, lambda f: f.write(to_json(result, indent=2).encode()))
 
-# %% ../nbs/engine/cli.ipynb #a2faeda3
+# %% ../nbs/engine/cli.ipynb #eb3e9131
 def evaluate(
     model:str='digits', # A run's folder, a bundled name, a folder, or a hub id
     n:int=2000, # Samples of each way back, noise level and seed; 0 for none
     json:Optional[str]=None, # A file for the figures; what is finished is kept in FILE.parts beside it
-    sigmas:Optional[list[float]]=None, # Noise levels; if left out, 0.3, 0.5, 0.7 as far as they are known, and the kernel's
+    sigmas:Optional[list[float]]=None, # Noise levels; if left out, 0.3, 0.5, 0.7 as far as known, and the kernel's
     seeds:list[int]=[0, 1], # Of the uniforms; errors of sample metrics are over them
     iwae:int=16, # Draws of the tighter bound; 0 for none
     images:int=500, # Test images for likelihoods and errors; 0 for none
@@ -169,7 +169,7 @@ def evaluate(
     size:int=32, # Side of CelebA's images and of those in a folder; the others keep their own
     out:Optional[str]=None, # Folder for samples and finished figures, instead of FILE.parts
     extractor:Optional[str]=None, # 'digits', 'efficientnet-lite0' or 'inception'; the first for digits, else the second
-    batch_size:int=64, # Images drawn at once
+    batch_size:int=100, # Images drawn at once
 ):
     "Measure all that the networks allow: likelihoods, errors, samples of every way back; started again, it goes on"
     result = evaluate_model(model, n, json, sigmas, seeds, iwae, images, data, root, size, out, extractor, batch_size)
@@ -188,7 +188,8 @@ def study(
     if name == 'all': return print(study_list())
     result = run_study(name, results, resume, quick, **settings, **{} if n is None else dict(n=n))
     left_out = ''.join(f'\nleft out: {line}' for line in result.get('left_out', []))
-    print(f'\n{tables(result)}{left_out}\n\n{as_time(result["seconds"])} in all; wrote {results}/{name}{"-quick"*quick}.json')
+    print(f'\n{tables(result)}{left_out}\n\n{as_time(result["seconds"])} in all; '
+          f'wrote {results}/{name}{"-quick"*quick}.json')
 
 # %% ../nbs/engine/cli.ipynb #cbb9a7ea
 def train(

@@ -21,10 +21,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/engine/cells.ipynb #0be0f03a
+# %% ../../nbs/engine/cells.ipynb #2a83b946
 import numpy as np
 import torch
-from torchvision.io import encode_png
+from PIL import Image
 import distsmooth
 from ..data import to_bytes
 from .bench import as_machine
@@ -120,12 +120,12 @@ def run_cells(
 def _kept(folder, cell): return _read(folder/f'cell-{cell.file}.json')
 def _starts(folder): return _read(folder/'starts.json') or []
 
-# %% ../../nbs/engine/cells.ipynb #4f8cc5ba
+# %% ../../nbs/engine/cells.ipynb #badcc2a4
 def _work_off(folder, missing, n, report):
     "Work out the missing cells of `n`, one after the other"
-    spent, expected = 0., 0.
+    total, spent, expected = sum(c.cost for c in missing), 0., 0.
     for i, cell in enumerate(missing):
-        left = sum(c.cost for c in missing[i:])*(spent/expected if expected else 1.)
+        left = (total - expected)*(spent + total/20)/(expected + total/20)  # one cell alone says little
         done, sure = n - len(missing) + i + 1, 'about' if expected else 'perhaps'
         report(f'[{done}/{n}] {cell.name} ({sure} {as_time(left)} left)')
         start = time.perf_counter()
@@ -205,7 +205,7 @@ def as_table(
 
 def _said(cell): return '' if cell is None else f'{cell:g}' if isinstance(cell, float) else str(cell)
 
-# %% ../../nbs/engine/cells.ipynb #ef964e45
+# %% ../../nbs/engine/cells.ipynb #ecb489bd
 def as_png(
     x:torch.Tensor, # (n, C, H, W) in [-1, 1]; what lies outside is clipped
     nrow:int=8, # Images in a row
@@ -214,11 +214,12 @@ def as_png(
     C, H, W = x.shape[1:]
     x = torch.cat([x, x.new_full((-len(x) % nrow, C, H, W), -1.)]).view(-1, nrow, C, H, W)
     sheet = x.permute(2, 0, 3, 1, 4).reshape(C, -1, nrow*W)
-    return base64.b64encode(encode_png(to_bytes(sheet)).numpy().tobytes()).decode()
+    pixels, file = to_bytes(sheet).permute(1, 2, 0).numpy(), io.BytesIO()
+    Image.fromarray(pixels[..., 0] if C == 1 else pixels).save(file, 'png', optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 def from_png(
     text:str, # From `as_png`
 ) -> np.ndarray: # (H, W) or (H, W, 3) of 8-bit levels
     "The picture, for `imshow`"
-    from PIL import Image
     with Image.open(io.BytesIO(base64.b64decode(text))) as im: return np.asarray(im)

@@ -6,14 +6,14 @@
 __all__ = ['DIGIT_DATA', 'SIGMAS', 'CHUNK', 'COST', 'SCORES', 'WAYS', 'Subject', 'mean_of', 'name_of', 'evaluate_model',
            'hoist_protocol', 'likelihood_table', 'error_table', 'metrics_of', 'sample_table', 'evaluation_text']
 
-# %% ../../nbs/engine/evaluate.ipynb #deff4d14
+# %% ../../nbs/engine/evaluate.ipynb #8a8456b8
 import math
 import tempfile
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
-# %% ../../nbs/engine/evaluate.ipynb #ed448b14
+# %% ../../nbs/engine/evaluate.ipynb #f6d95de5
 import torch
 from accelerate import PartialState
 from fastcore.basics import patch
@@ -30,7 +30,7 @@ from ..pipeline import SmoothedModel, parts_from, read_files
 from ..smoothing import GaussianKernel, check_sigma
 from ..training import images, labels, make_generator
 
-# %% ../../nbs/engine/evaluate.ipynb #767a5209
+# %% ../../nbs/engine/evaluate.ipynb #3d9779f1
 DIGIT_DATA = 'digits', 'mnist'  # data whose samples are compared by the classifier in the box
 SIGMAS = .3, .5, .7  # noise levels at which a network of many is asked, beside its kernel's own
 CHUNK = 50  # images whose likelihoods are worked out at once: the noise on an image depends on it
@@ -42,7 +42,7 @@ class Subject:
         data:str='digits', # What `load_dataset` takes
         root=None, # Where the data are kept
         size:int=32, # Side of the images of CelebA and of folders
-        batch_size:int=64, # Images drawn at once
+        batch_size:int=100, # Images drawn at once
         extractor:str=None, # Whose features samples are compared by; if left out, the classifier in the box for digits
         seed:int=0, # Of the noise on test images
         progress:bool=True, # Show a bar for each cell
@@ -58,13 +58,13 @@ class Subject:
         self.test, self.train = (load_dataset(data, split, root, size) for split in ('test', 'train'))
         usual = 'digits' if data in DIGIT_DATA else 'efficientnet-lite0'
         self.extractor = load_extractor(extractor or usual, device=self.device)
-        self._features, self._train_features = {}, []
+        self._features = {}
         shape = tuple(images(self.test, torch.arange(1)).shape[1:])
         if shape != self.net.event_shape:
             raise ValueError(f'model must draw images {shape} like the data {data!r}, '
                              f'got {self.net.event_shape} of a {type(self.net).__name__}')
 
-# %% ../../nbs/engine/evaluate.ipynb #ebbd7771
+# %% ../../nbs/engine/evaluate.ipynb #968b4ba7
 @patch(as_prop=True)
 def settings(self:Subject) -> dict: # Plain values
     "What all figures depend on"
@@ -100,7 +100,7 @@ def levels(self:Subject,
     wanted = [*(s for s in SIGMAS if low <= s <= high), self.kernel.sigma] if sigmas is None else sigmas
     return sorted({check_sigma(float(s), (low, high)) for s in wanted})
 
-# %% ../../nbs/engine/evaluate.ipynb #f55a0411
+# %% ../../nbs/engine/evaluate.ipynb #2235a698
 @patch
 def batch(self:Subject,
     k:int, # Number of the chunk
@@ -125,7 +125,7 @@ def noisy(self:Subject,
     "The images with noise on them, always the same"
     return type(self.kernel)(sigma).sample(x, make_generator(self.seed, 'noise', sigma, k))
 
-# %% ../../nbs/engine/evaluate.ipynb #26f434c9
+# %% ../../nbs/engine/evaluate.ipynb #ad38a4b5
 @patch
 def values(self:Subject,
     folder, # For the shards
@@ -144,7 +144,7 @@ def mean_of(
     "The mean, and its standard error"
     return dict(value=values.mean().item(), stderr=values.std().item()/math.sqrt(len(values)), n=len(values))
 
-# %% ../../nbs/engine/evaluate.ipynb #ff6ee13f
+# %% ../../nbs/engine/evaluate.ipynb #54020036
 @patch
 def bits(self:Subject,
     part:str, # 'raw', 'smooth', 'reverse' or 'two_step'
@@ -168,7 +168,7 @@ def whole(self:Subject) -> SmoothedModel:
     "The networks as one model"
     return SmoothedModel(kernel=self.kernel, **self.parts)
 
-# %% ../../nbs/engine/evaluate.ipynb #8b68cac4
+# %% ../../nbs/engine/evaluate.ipynb #fb31598e
 COST = dict(once=.004, draw=.03)  # seconds an image of a digit's size, roughly: one pass of a network, one draw
 
 @patch
@@ -213,7 +213,7 @@ def _said(self:Subject, part, sigma, kind, net):
     of = 'dequantized '*self._dequantized(net) + of.get(part, 'images')
     return dict(part=part, sigma=sigma, kind=kind, unit=unit, of=of)
 
-# %% ../../nbs/engine/evaluate.ipynb #2aa7111e
+# %% ../../nbs/engine/evaluate.ipynb #910b8d14
 SCORES = 'none', 'joint', 'local'  # none: the noise as it is
 
 @patch
@@ -235,7 +235,7 @@ def _denoising(self:Subject, sigma, n):
     def work(folder): return dict(zip(SCORES, map(mean_of, self.values(folder, n, net, errors).T)))
     return Cell(f'error-{sigma:g}-{n}', work, dict(sigma=sigma), 4*n*COST['once'])
 
-# %% ../../nbs/engine/evaluate.ipynb #c9590a2d
+# %% ../../nbs/engine/evaluate.ipynb #c47b4474
 WAYS = {'raw': 'raw', 'smoothed': 'smoothed, as they are', 'single_step-joint': 'single step, joint score',
         'single_step-local': 'single step, local score', 'two_step': 'two step'}
 
@@ -257,7 +257,7 @@ def left_out(self:Subject) -> list: # Of str
     if not gaussian: said.append(f'the single step: it holds for Gaussian noise alone, not for {self.kernel}')
     return said
 
-# %% ../../nbs/engine/evaluate.ipynb #cca35061
+# %% ../../nbs/engine/evaluate.ipynb #c4262ceb
 @patch
 def draw(self:Subject,
     out:Path, # Folder of all samples
@@ -267,25 +267,25 @@ def draw(self:Subject,
     n:int, # Samples
 ) -> list: # Paths of shards
     "Draw samples as far as they are not there, and the smoothed ones that they are made from"
-    folder = out/name_of(way, sigma, f'seed{seed}')
+    folder = out/name_of(way, sigma, f'seed{seed}', f'n{n}' if n % self.batch_size else None)
     how = dict(seed=seed, batch_size=self.batch_size, progress=self.progress)
     part = dict(raw='raw', smoothed='smooth').get(way)
     if part: return sample_shards(self.model, folder, n, part, sigma, **how)
     (step, _, score), smoothed = way.partition('-'), self.draw(out, 'smoothed', sigma, seed, n)
     return denoise_shards(self.model, smoothed, folder, step, sigma, score or 'joint', **how)
 
-# %% ../../nbs/engine/evaluate.ipynb #bd6f4083
+# %% ../../nbs/engine/evaluate.ipynb #0d37cd04
 @patch
 def features(self:Subject,
     n:int, # Samples that they are to be compared with
 ) -> tuple: # `Features` of the test images, and of up to four sets of `n` training images
     "Real images, as the extractor sees them; worked out once"
-    if n not in self._features:
+    if ('compared', n) not in self._features:
         some = torch.utils.data.Subset(self.train, range(min(4*n, len(self.train))))
         real = {'test images': self.test, 'training images': some}
         read = lambda name, x: extract_features(x, self.extractor, None, f'{self.data}, {name}')
-        self._features[n] = [read(name, x) for name, x in real.items()]
-    return self._features[n]
+        self._features['compared', n] = [read(name, x) for name, x in real.items()]
+    return self._features['compared', n]
 
 @patch
 def judge(self:Subject,
@@ -314,7 +314,7 @@ def allowed(self:Subject,
     few = [name for name in names if n < NAMES[name].needs(d, 5)]
     return [name for name in names if name not in few], few
 
-# %% ../../nbs/engine/evaluate.ipynb #38641b68
+# %% ../../nbs/engine/evaluate.ipynb #2f333029
 @patch
 def sample_cells(self:Subject,
     n:int=2000, # Samples of each way, noise level and seed
@@ -339,7 +339,7 @@ def _sample_cell(self:Subject, way, sigma, n, seeds):
     name = name_of('samples', way, sigma, f'n{n}', 'seeds' + ','.join(map(str, seeds)))
     return Cell(name, work, dict(way=way, sigma=sigma), draws*n*len(seeds)*COST['draw'])
 
-# %% ../../nbs/engine/evaluate.ipynb #1b5b2305
+# %% ../../nbs/engine/evaluate.ipynb #31fb7633
 def evaluate_model(
     model:str='digits', # A run's folder, a bundled name, a folder, or a hub id
     n:int=2000, # Samples of each way, noise level and seed; 0 for none
@@ -353,16 +353,16 @@ def evaluate_model(
     size:int=32, # Side of the images of CelebA and of folders
     out:str=None, # Folder for shards and finished cells; FILE.parts beside the file if left out
     extractor:str=None, # Whose features samples are compared by: 'digits', 'efficientnet-lite0', 'inception'
-    batch_size:int=64, # Images drawn at once
+    batch_size:int=100, # Images drawn at once
     report=print, # Called with lines of text
     progress:bool=True, # Show a bar for each cell
 ) -> dict: # What is in the file
     "Measure all that the networks allow; started again, it goes on"
-    options = dict(sigmas=sigmas, seeds=list(seeds), iwae=iwae, images=images, data=data, root=root, size=size,
-                   extractor=extractor)
-    command = as_command('evaluate', model=model, n=n, json=json, **options, out=out, batch_size=batch_size)
+    options = dict(sigmas=sigmas, seeds=list(seeds), iwae=iwae, images=images, data=data, root=root, size=size)
     _check(n, images, iwae, seeds, batch_size, json)
     e = Subject(model, data, root, size, batch_size, extractor, progress=progress)
+    options['extractor'] = extractor and e.extractor.name
+    command = as_command('evaluate', model=model, n=n, json=json, **options, out=out, batch_size=batch_size)
     cells = [*(e.likelihood_cells(images, sigmas, iwae) + e.denoising_cells(images, sigmas) if images else []),
              *(e.sample_cells(n, sigmas, seeds) if n else [])]
     with ExitStack() as stack:
@@ -394,7 +394,7 @@ def _check(n, images, iwae, seeds, batch_size, json):
     if json and not Path(json).absolute().parent.is_dir():
         raise FileNotFoundError(f'json must be a file in a folder that exists, got {str(json)!r}')
 
-# %% ../../nbs/engine/evaluate.ipynb #14044772
+# %% ../../nbs/engine/evaluate.ipynb #f7b9d8ab
 def _rows_of(result, start):
     return [(c['about'], c['figures']) for c in result['cells'] if c['name'].startswith(start)]
 

@@ -91,13 +91,14 @@ def time(cases=(('mnist', 16), ('cifar10', 4)), repeats=3):
             'alone. Scaled up from a few images and steps')
     return cells, {}, dict(note=said)
 
-# %% ../../nbs/engine/study_cost.ipynb #8b725b36
+# %% ../../nbs/engine/study_cost.ipynb #fe6147e5
 def read_run(
     folder, # Of a run, or of a network in a box
     recipe, # Its recipe.yaml
+    lines:int=None, # Of the log, the first so many; all if left out
 ) -> dict: # 'steps', 'nats' of training, 'test_steps', 'test_nats'; 'noise' and 'test_noise': nats/dim of the noise
     "The log of a run, and how likely the noise was that it was trained and tested with"
-    rows = list(csv.DictReader(Path(folder, 'log.csv').read_text().splitlines()))
+    rows = list(csv.DictReader(Path(folder, 'log.csv').read_text().splitlines()))[:lines]
     r = yaml.safe_load(Path(recipe).read_text())
     column = lambda name, kind: [kind(row[name]) for row in rows if row[name]]
     tested = [int(row['step']) for row in rows if row['test_nats_per_dim']]
@@ -122,9 +123,9 @@ def noise_nats(
         found.append((unit + sigma.log()).mean().item())
     return found
 
-def _of_part(part, net, run, recipe, folder):
+def _of_part(part, net, run, recipe, lines, folder):
     "The cell of one run"
-    found = read_run(run, recipe)
+    found = read_run(run, recipe, lines)
     found['flop'] = training_flop(net)*found['batch_size']
     return found | (_noise_of(found, net) if part == 'smooth' else {})
 
@@ -149,7 +150,7 @@ def training_flop(
     with FlopCounterMode(display=False) as counter: dist.log_prob(x).sum().backward()
     return counter.get_total_flops()
 
-# %% ../../nbs/engine/study_cost.ipynb #cb3fb612
+# %% ../../nbs/engine/study_cost.ipynb #3d884622
 def curves(
     result:dict, # Of the study `compute`
     window:int=10, # Lines of a log that are averaged
@@ -177,10 +178,9 @@ def tested(
             'two step': said(both, f['smooth']['flop'] + f['reverse']['flop'])}
 
 def _compute(result):
-    rows = [[name, s, f'{e:.3g}', f'{b:.4f}'] for name, points in tested(result).items() for s, e, b in points[-1:]]
-    steps = [(name, points) for name, points in curves(result).items()]
-    last = [(name, points[-1]) for name, points in steps if points]
-    rows += [[f'{name}, training batches', s, f'{e:.3g}', f'{b:.4f}'] for name, (s, e, b) in last]
+    both = dict(test=tested, training=curves)
+    rows = [[f'{name}, {of} images', s, f'{e:.3g}', f'{b:.4f}'] for of, found in both.items()
+            for name, points in found(result).items() for s, e, b in points[-1:]]
     return {'end': as_table(['model', 'steps of each network', 'petaFLOP in all', 'bits/dim'], rows)}
 
 def _compute_curves(result):
@@ -189,7 +189,7 @@ def _compute_curves(result):
         steps, flop, bits = zip(*points)
         for ax, x in zip(axes, (steps, flop)): ax.plot(x, bits, f'C{i}', lw=1, label=f'{name}, training')
     for i, (name, points) in enumerate(tested(result).items()):
-        steps, flop, bits = zip(*points)
+        steps, flop, bits = zip(*points) if points else ((), (), ())
         for ax, x in zip(axes, (steps, flop)): ax.plot(x, bits, f'C{i}o', ms=4, label=f'{name}, test')
     axes[0].set(xlabel='steps of each network', ylabel='bits/dim', title='equal a network', xscale='log')
     axes[1].set(xlabel='petaFLOP in all', title='equal in all', xscale='log')
@@ -199,16 +199,16 @@ def _compute_curves(result):
     fig.tight_layout()
     return fig
 
-@study('a minute', _compute, _compute_curves)
-def compute(model='digits', runs=None):
+@study('a minute', _compute, _compute_curves, lines=20)
+def compute(model='digits', runs=None, lines=None):
     """Bits/dim over training: equal compute for each network, and equal compute in all.
 
     From the logs in the box, or of the runs `runs/MODEL-smooth`, `-reverse`, `-raw`. The two-step bound is the ELBO,
-    averaged over the noise levels of the runs."""
+    averaged over the noise levels of the runs. Of each log, the first `lines` lines."""
     parts, cells, logs = load_parts(model), [], {}
     for part in ('smooth', 'reverse', 'raw'):
         folder = Path(runs)/f'{model}-{part}' if runs else PRETRAINED/model/part
         recipe = folder/'recipe.yaml' if runs else RECIPES/f'{model}-{part}.yaml'
-        cells.append(Cell(part, partial(_of_part, part, parts[part], folder, recipe), dict(part=part), 20.))
+        cells.append(Cell(part, partial(_of_part, part, parts[part], folder, recipe, lines), dict(part=part), 20.))
         logs[part] = sha256((folder/'log.csv').read_bytes()).hexdigest()
     return cells, dict(logs=logs), {}

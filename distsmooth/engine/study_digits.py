@@ -20,7 +20,7 @@ from ..metrics import evaluate_samples, extract_features, mind, nearest
 from ..plots import subplots
 from ..training import images, labels, make_generator
 
-# %% ../../nbs/engine/study_digits.ipynb #1fb99f64
+# %% ../../nbs/engine/study_digits.ipynb #dde66a67
 REPORT_TABLE1 = {'single_step-local': dict(IS=2.11, FID=17.83), 'two_step': dict(IS=2.36, FID=16.61)}
 ROWS = WAYS | {'stacked': 'two step, stacked'}
 
@@ -48,7 +48,7 @@ def table1(model='digits', data='digits', n=2000, sigma=.5, seeds=(0, 1), stacke
 def stacked_cell(self:Subject, folder, n, sigma, seeds):
     "Samples that another reverse network makes of the same smoothed ones"
     def back(out, seed):
-        shards, at = self.draw(out, 'smoothed', sigma, seed, n), out/name_of('stacked', sigma, f'seed{seed}')
+        shards, at = self.draw(out, 'smoothed', sigma, seed, n), out/name_of('stacked', sigma, f'seed{seed}', f'n{n}')
         return denoise_shards(folder, shards, at, 'two_step', sigma, seed=seed, batch_size=self.batch_size)
     def work(at): return self.judge([back(at.parent/'samples', s) for s in seeds], n)
     return Cell(f'samples-stacked-{sigma:g}', work, dict(way='stacked', sigma=sigma), n*len(seeds)*.06)
@@ -228,16 +228,20 @@ def drift(model='digits', data='digits', n=512, rows=(0, 4, 8, 12, 16, 20, 24), 
     right = mean_of((test.logits.argmax(1) == labels(e.test, torch.arange(n))).double())
     return cells, e.settings, dict(model=e.describe(), real=dict(right=right))
 
-# %% ../../nbs/engine/study_digits.ipynb #7e1a0cc2
+# %% ../../nbs/engine/study_digits.ipynb #ba117a0e
 QUANTILES = .01, .1, .5, .9
 
 @patch
-def neighbours(self:Subject, x, batch=5000):
-    "Distances of images to the nearest training image, in pixels and in features; the nearest pairs as a picture"
-    train = lambda: (images(self.train, part) for part in torch.arange(len(self.train)).split(batch))
-    pixels, at = nearest(x, train())
-    if not self._train_features: self._train_features.append(extract_features(self.train, self.extractor).x)
-    features, _ = nearest(extract_features(x, self.extractor).x, self._train_features[0])
+def train_features(self:Subject, n):
+    "Features of the first `n` training images, worked out once"
+    if n not in self._features: self._features[n] = extract_features(self.train, self.extractor, n).x
+    return self._features[n]
+
+@patch
+def neighbours(self:Subject, x, most, batch=5000):
+    "Distances of images to the nearest of `most` training images, in pixels and in features; the nearest pairs"
+    pixels, at = nearest(x, (images(self.train, part) for part in torch.arange(most).split(batch)))
+    features, _ = nearest(extract_features(x, self.extractor).x, self.train_features(most))
     first = pixels[:, 0].argsort()[:8]
     pairs = torch.cat([x[first], images(self.train, at[first, 0])])
     quantiles = lambda d: d[:, 0].double().quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
@@ -258,17 +262,18 @@ def _nearest_pairs(result):
     fig.tight_layout()
     return fig
 
-@study('six minutes on one core', _memorisation, _nearest_pairs, n=16, data='digits')
-def memorisation(model='digits', data='mnist', n=1000, sigma=.5, seed=0):
+@study('six minutes on one core', _memorisation, _nearest_pairs, n=16, data='digits', train=500)
+def memorisation(model='digits', data='mnist', n=1000, sigma=.5, seed=0, train=None):
     "Distances to the nearest of all training images, of samples and of real test images"
     e = Subject(model, data)
+    most = min(train or len(e.train), len(e.train))
     def of(way):
         def work(folder):
             drawn = load_samples(e.draw(folder.parent/'samples', way, sigma if way != 'raw' else None, seed, n), n)[0]
-            return e.neighbours(drawn.nan_to_num(0., 0., 0.).clamp(-1, 1))
+            return e.neighbours(drawn.nan_to_num(0., 0., 0.).clamp(-1, 1), most)
         return work
     ways = [way for way in e.ways() if way in ('raw', 'single_step-joint', 'two_step')]
-    real = lambda folder: e.neighbours(images(e.test, torch.arange(n)))
+    real = lambda folder: e.neighbours(images(e.test, torch.arange(n)), most)
     cells = [Cell('real', real, dict(of='real test images'), 30.)]
     cells += [Cell(way, of(way), dict(of=WAYS[way]), n*.05 + 30) for way in ways]
-    return cells, e.settings, dict(model=e.describe())
+    return cells, e.settings, dict(model=e.describe(), training_images=most)
