@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['UNITS', 'WHY', 'BitsPerDim', 'dequantize', 'log_weights', 'iwae', 'bits_per_dim']
 
-# %% ../nbs/course/13_likelihood.ipynb #751e0cee
+# %% ../nbs/course/13_likelihood.ipynb #bb2cfbca
 import math
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-# %% ../nbs/course/13_likelihood.ipynb #a5ecb550
+# %% ../nbs/course/13_likelihood.ipynb #312d5301
 import torch
 from tqdm.auto import tqdm
 from .autoregressive import Autoregressive
@@ -20,7 +20,7 @@ from .logistic import quantize
 from .pipeline import PARTS, SmoothedModel
 from .smoothing import Kernel
 
-# %% ../nbs/course/13_likelihood.ipynb #c04487b7
+# %% ../nbs/course/13_likelihood.ipynb #b9b0a77c
 UNITS = {'8-bit': 'bits/dim (8-bit)', 'smoothed': 'bits/dim (density on [-1, 1])',
          'levels': 'bits/dim (density on 8-bit levels: falls without end)'}
 
@@ -45,7 +45,7 @@ class BitsPerDim:
 
 def _mean(values): return values.mean().item(), values.std().item()/math.sqrt(len(values))
 
-# %% ../nbs/course/13_likelihood.ipynb #b8a99d6d
+# %% ../nbs/course/13_likelihood.ipynb #d892caa2
 def _share_on_levels(x): return ((x - quantize(x)).abs() < 1e-5).double().mean().item()
 
 def dequantize(
@@ -62,7 +62,21 @@ def _check_levels(x):
     if (share := _share_on_levels(x)) == 1: return
     raise ValueError(f'x must lie on the 256 levels of [-1, 1] (see `quantize`): masses are there, and {share:.1%} does')
 
-# %% ../nbs/course/13_likelihood.ipynb #dd33e986
+# %% ../nbs/course/13_likelihood.ipynb #498a43d3
+def _unit(asked, x, allow_levels):
+    "The unit, and the bits that are added to get there"
+    if asked.head == 'discretized':
+        _check_levels(x)
+        return UNITS['8-bit'], 0.
+    if asked.smoothed and asked.kernel: return UNITS['smoothed'], 0.
+    share = _share_on_levels(x)
+    if share > .05 and not allow_levels:
+        raise ValueError(f'x must not lie on 8-bit levels ({share:.0%} does) for a network that gives a density: data '
+                         'on a grid have none, and bits/dim could fall without end; `dequantize` x, or smooth it')
+    if asked.smoothed: return UNITS['smoothed'], 0.
+    return UNITS['levels' if share > .05 else '8-bit'], math.log2(127.5)
+
+# %% ../nbs/course/13_likelihood.ipynb #6c069165
 def _noisy(kernel, x, k, generator, batch_size):
     "Yield (i, x_noisy), at most `batch_size` at a time: image `i` gets `k` draws, from a seed of its own"
     seeds = torch.randint(2**62, (len(x),), generator=generator).tolist()
@@ -76,7 +90,7 @@ def _noisy(kernel, x, k, generator, batch_size):
 
 def _clean(x, batch_size): return ((i, x[i]) for i in torch.arange(len(x)).split(batch_size))
 
-# %% ../nbs/course/13_likelihood.ipynb #22796415
+# %% ../nbs/course/13_likelihood.ipynb #26d83f2d
 @contextmanager
 def _evaluating(net):
     "Without gradients and dropout; afterwards every module is as it was"
@@ -99,9 +113,15 @@ def _finite(nats, i, bar):
     bar.update(len(nats))
     return nats.double().cpu()
 
-# %% ../nbs/course/13_likelihood.ipynb #579909ac
+# %% ../nbs/course/13_likelihood.ipynb #1510a20d
 def _device(net, otherwise): return next(net.parameters(), otherwise).device
-def _rows(value, i): return value[i] if isinstance(value, torch.Tensor) and value.ndim else value
+def _rows(value, i): return value[i] if isinstance(value, torch.Tensor) and value.numel() > 1 else value
+
+def _labels(label, n):
+    if label is None: return None
+    label = torch.as_tensor(label)
+    if label.numel() in (1, n): return label
+    raise ValueError(f'label must be one or ({n},) of them, got {label.numel()}')
 
 def log_weights(
     model:SmoothedModel, # With a reverse model
@@ -117,12 +137,12 @@ def log_weights(
     "`SmoothedModel.log_weight` of `k` draws for each image, streamed; the first draws are the same for every `k`"
     check_tensor(x, 'x', 'n', *model.smooth.event_shape), check_number(k, 'k', '[1, inf)', whole=True)
     check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
-    x, label = x.to(_device(model, x)), None if label is None else torch.as_tensor(label)
+    x, label = x.to(_device(model, x)), _labels(label, len(x))
     def log_prob(i, y): return model.log_weight(x[i], y, sigma, _rows(label, i))
     batches = _noisy(model.kernel_at(sigma), x, k, generator, batch_size)
     return _log_probs(model, log_prob, batches, len(x), k, progress)
 
-# %% ../nbs/course/13_likelihood.ipynb #759e0561
+# %% ../nbs/course/13_likelihood.ipynb #1b2983bc
 def iwae(
     log_weights:torch.Tensor, # (n, K) nats
     k:int, # Draws the bound is made of, at most K
@@ -132,7 +152,7 @@ def iwae(
     groups = log_weights[:, :log_weights.shape[1]//k*k].unflatten(1, (-1, k))
     return (groups.logsumexp(2) - math.log(k)).mean(1)
 
-# %% ../nbs/course/13_likelihood.ipynb #05d11a57
+# %% ../nbs/course/13_likelihood.ipynb #bae73bb2
 @dataclass
 class _Asked:
     "What is asked of which network"
@@ -151,7 +171,7 @@ def _draws(kind):
     if match: return int(match[1] or 1)
     raise ValueError(f"kind must be 'exact', 'elbo', or 'iwae-K' with a whole K above 0 ('iwae-64'), got {kind!r}")
 
-# %% ../nbs/course/13_likelihood.ipynb #6161bf66
+# %% ../nbs/course/13_likelihood.ipynb #8ab6d8b3
 def _ask_network(net, x, kind, context=None, sigma=None, label=None):
     "What a network says of the images themselves"
     if kind != 'exact': raise ValueError(f"kind must be 'exact' for one network, bounds are for both, got {kind!r}")
@@ -164,7 +184,7 @@ def _ask_network(net, x, kind, context=None, sigma=None, label=None):
     level = 'several sigmas' if isinstance(sigma, torch.Tensor) and sigma.numel() > 1 else f'sigma={float(sigma):g}'
     return replace(asked, smoothed=True, of=f'images smoothed at {level}')
 
-# %% ../nbs/course/13_likelihood.ipynb #a2bbba97
+# %% ../nbs/course/13_likelihood.ipynb #f5939d96
 WHY = "the two-step likelihood is an integral over smoothed images, bounded by 'elbo' and 'iwae-64'"
 
 def _ask_model(sm, x, kind, part, context, sigma, label):
@@ -190,21 +210,7 @@ def _ask_reverse(sm, x, kind, kernel, label):
     else: log_prob, of = bound, 'images by way of'
     return _Asked(sm, net.head, log_prob, label, kernel, kind=kind, of=f'{of} sigma={sigma:g}')
 
-# %% ../nbs/course/13_likelihood.ipynb #bd45de67
-def _unit(asked, x, allow_levels):
-    "The unit, and the bits that are added to get there"
-    if asked.head == 'discretized':
-        _check_levels(x)
-        return UNITS['8-bit'], 0.
-    if asked.smoothed and asked.kernel: return UNITS['smoothed'], 0.
-    share = _share_on_levels(x)
-    if share > .05 and not allow_levels:
-        raise ValueError(f'x must not lie on 8-bit levels ({share:.0%} does) for a network that gives a density: data '
-                         'on a grid have none, and bits/dim could fall without end; `dequantize` x, or smooth it')
-    if asked.smoothed: return UNITS['smoothed'], 0.
-    return UNITS['levels' if share > .05 else '8-bit'], math.log2(127.5)
-
-# %% ../nbs/course/13_likelihood.ipynb #3777b5b2
+# %% ../nbs/course/13_likelihood.ipynb #de962533
 def bits_per_dim(
     model, # A `SmoothedModel`, or one network: an `Autoregressive`
     x:torch.Tensor, # (n, C, H, W) images in [-1, 1]; clean ones for a `SmoothedModel`, which puts its noise on itself
@@ -223,7 +229,7 @@ def bits_per_dim(
     k, batch_size = _draws(kind), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     net = model.smooth if isinstance(model, SmoothedModel) else model
     x, dims = check_tensor(x, 'x', 'n', *net.event_shape).to(_device(net, x)), net.dims
-    label = None if label is None else torch.as_tensor(label)
+    label = _labels(label, len(x))
     asked = (_ask_model(model, x, kind, part, context, sigma, label) if net is not model
              else _ask_network(model, x, kind, context, sigma, label))
     unit, addend = _unit(asked, x, allow_levels)

@@ -16,7 +16,8 @@ CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.whic
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium) or CHROMIUM=/path/to/it")
 NOTEBOOK = Path(__file__).resolve().parent.parent/'nbs'/'engine'/'plots.ipynb'
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
+         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--no-proxy-server']
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # `urlopen` keeps the proxies of its first call
 
 def free_port():
     with socket.socket() as s:
@@ -39,7 +40,7 @@ def jupyterlab(folder, tmp, timeout=120):
         try:
             while True:
                 if process.poll() is not None or time.monotonic() > end: raise RuntimeError((tmp/'lab.log').read_text())
-                try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status', timeout=5); break
+                try: DIRECT.open(f'http://127.0.0.1:{port}/api/status', timeout=5); break
                 except OSError: time.sleep(.2)
             yield f'http://127.0.0.1:{port}'
         finally:

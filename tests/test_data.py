@@ -2,6 +2,7 @@
 import os
 import subprocess, sys
 import numpy as np
+import urllib.request
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -102,6 +103,7 @@ def test_missing_data_set_says_what_where_and_two_ways(name, tmp_path):
 def test_no_network_is_a_clear_error(name, tmp_path, monkeypatch):
     for key in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'): monkeypatch.setenv(key, 'http://127.0.0.1:9') # a port where nobody listens
     for key in ('no_proxy', 'NO_PROXY'): monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(urllib.request, '_opener', None)  # it keeps the proxies of the first call
     with pytest.raises(FileNotFoundError, match='fetching them failed.*network'): load_dataset(name, root=tmp_path, download=True)
 
 def test_damaged_files_are_a_clear_error(tmp_path):

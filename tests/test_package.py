@@ -96,7 +96,7 @@ def words(path): return sum(len(''.join(c['source']).split()) for c in json.load
 def test_the_course_can_be_read_in_the_time_it_names():
     "At most an hour a notebook"
     course = {p.stem: words(p) for p in (ROOT/'nbs'/'course').glob('*.ipynb')}
-    assert max(course.values()) <= 6000 and sum(course.values()) <= 60_000, course
+    assert max(course.values()) <= 6000 and sum(course.values()) <= 70_000, course
 
 def test_repository_has_no_large_files():
     files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
