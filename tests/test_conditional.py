@@ -190,9 +190,9 @@ def test_save_and_load(kind, tmp_path):
 @both
 @pytest.mark.parametrize('context, error', [
     (None, 'context must be given: this model is conditional on it'),
-    (rand(2, 1, (8, 4)), r'context must be \((2|n), 1, 8, 8\), got \(2, 1, 8, 4\)'),
-    (rand(2, 3), r'context must be \((2|n), 1, 8, 8\), got \(2, 3, 8, 8\)'),
-    (rand(2)[0], r'context must be \((2|n), 1, 8, 8\), got \(1, 8, 8\)'),
+    (rand(2, 1, (8, 4)), r'context must be \((2|B), 1, 8, 8\), got \(2, 1, 8, 4\)'),
+    (rand(2, 3), r'context must be \((2|B), 1, 8, 8\), got \(2, 3, 8, 8\)'),
+    (rand(2)[0], r'context must be \((2|B), 1, 8, 8\), got \(1, 8, 8\)'),
     (rand(3), r'context must be \(2, 1, 8, 8\), got \(3, 1, 8, 8\)'),
     (rand(2)*math.nan, 'context holds NaN'),
     (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 'context must be a float tensor, got torch.uint8')])
@@ -257,11 +257,11 @@ def test_the_stacked_net_tells_the_tall_one():
 def test_levels_that_do_not_fit(kind):
     net, x = make(kind, size=4, sigma_range=(.1, 1.)), rand(2, 1, (4, 4))
     for sigma, says in ((.05, r'lie in \[0.1, 1\], got 0.05'), (1.1, r'lie in \[0.1, 1\], got 1.1'), (five(.3, 2.), r'lie in \[0.1, 1\], got 2.0'),
-                        (-.3, 'be a finite number above 0.*got -0.3'), (math.nan, 'be a finite number above 0.*got nan'), (five(.3, math.nan), 'be a finite number above 0.*got nan')):
+                        (-.3, 'be a number above 0, got -0.3'), (math.nan, 'be a number above 0, got nan'), (five(.3, math.nan), 'be a number above 0, got nan')):
         for f in (net.log_prob, lambda x, c, sigma: net.sample(context=c, sigma=sigma)):
             with pytest.raises(ValueError, match=f'sigma must {says}'): f(x, x, sigma=sigma)
     for f in (lambda: net.log_prob(x, x), lambda: net.sample(context=x), lambda: net.dist(x)):
-        with pytest.raises(ValueError, match=r'sigma must be given: this model is conditional on it \(\(0.1, 1.0\)\)'): f()
+        with pytest.raises(ValueError, match=r'sigma must be given: this model was made with sigma_range=\(0.1, 1.0\)'): f()
     with pytest.raises(ValueError, match=r'sigma must be one or \(2,\) of them, got 3'): net.log_prob(x, x, sigma=five(.3, .3, .3))
     with pytest.raises(ValueError, match='sigma must be None'): make(kind, size=4).log_prob(x, x, sigma=.3)
     with pytest.raises(ValueError, match=r'sigma_range must be \(lowest, highest\)'): make(kind, sigma_range=(1., .1))
@@ -294,5 +294,5 @@ def test_from_tall(kw):
 
 @pytest.mark.parametrize('kw', [dict(size=(12, 8)), dict(size=(4, 8)), dict(size=(16, 8), context_channels=1)], ids=str)
 def test_networks_that_are_no_second_stage(kw):
-    with pytest.raises(ValueError, match='net must have no context and images of a height divisible by 8, got channels=1, size='): StackedPixelCNNpp.from_tall(PixelCNNpp(**{**CONFIG, **kw}))
+    with pytest.raises(ValueError, match='net must have no context and a height divisible by 8, got channels=1, size='): StackedPixelCNNpp.from_tall(PixelCNNpp(**{**CONFIG, **kw}))
     with pytest.raises(ValueError, match='net must'): StackedPixelCNNpp.from_tall(make('stacked'))
