@@ -88,8 +88,9 @@ def check_each(
 ): # `value`
     "`value` itself; a `ValueError` unless all numbers in it are in the `interval`, one or `n` of them"
     for number in _numbers(value): check_number(number, name, interval, whole)
-    if isinstance(value, torch.Tensor) and isinstance(n, int) and value.numel() not in (1, n):
-        raise ValueError(f'{name} must be one or ({n},) of them, got {value.numel()}')
+    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    if len(shape) > 1 or isinstance(n, int) and math.prod(shape) not in (1, n):
+        raise ValueError(f'{name} must be one or ({n or "B"},) of them, got {shape}')
     return value
 
 # %% ../nbs/engine/checks.ipynb #9432d825

@@ -21,7 +21,8 @@ class SmoothedDataset:
         sigma:float, # Noise level, in the units of `x`
     ):
         self.x, self.sigma = check_tensor(x, 'x'), check_number(sigma, 'sigma', '(0, inf)')
-        if x.ndim < 2 or not len(x): raise ValueError(f'x must be (N, ...), got {tuple(x.shape)}')
+        if x.ndim < 2 or not len(x):
+            raise ValueError(f'x must hold at least one point, got {tuple(x.shape)}')
     def _log_kernel(self, x_noisy):
         "Exponent of each point's Gaussian, (B, N)"
         check_tensor(x_noisy, 'x_noisy', 'B', *self.x.shape[1:])

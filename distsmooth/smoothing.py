@@ -114,8 +114,8 @@ def smooth_density(
     support:np.ndarray=None, # (S,) nodes of the quadrature, covering the mass; `grid` if left out
 ) -> np.ndarray: # (G,) `q(x_noisy)`
     "`q(x_noisy)`, the integral of `q(x_noisy | x) p(x)` over `x`"
-    nodes = _check_grid(grid if support is None else support, 'the nodes', kernel)
-    grid = _check_grid(grid)
+    name, nodes = ('grid', grid) if support is None else ('support', support)
+    nodes, grid = _check_grid(nodes, name, kernel), _check_grid(grid)
     return kernel._average(np.asarray(density(nodes), dtype=np.float64), nodes, grid)
 
 # %% ../nbs/course/02_smoothing.ipynb #97987c77

@@ -141,7 +141,7 @@ def test_labels_of_the_step():
     assert ((single_step(model, x, .5, label=torch.tensor([1, 2])) - each).abs().flatten(1).amax(1) > 1e-9).tolist() == [False, True]
     with pytest.raises(ValueError, match='label must be given'): single_step(model, x, .5)
     with pytest.raises(ValueError, match='label must be None'): single_step(tiny(), x, .5, label=1)
-    with pytest.raises(ValueError, match=r'label must be one or \(2,\) of them, got 3'): single_step(model, x, .5, label=[0, 1, 2])
+    with pytest.raises(ValueError, match=r'label must be one or \(2,\) of them, got \(3,\)'): single_step(model, x, .5, label=[0, 1, 2])
     with pytest.raises(ValueError, match=r'label must be a whole number in \[0, 2\], got 3'): single_step(model, x, .5, label=[0, 3])
 
 def test_a_number_is_as_exact_as_a_float64_tensor():
@@ -263,7 +263,7 @@ def test_bad_models():
     with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
 
 def test_bad_data_sets():
-    for x, says in ((rand(0, 2), r'x must hold at least one point \(N, ...\), got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),
+    for x, says in ((rand(0, 2), r'x must hold at least one point, got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),
                     (torch.zeros(2, 2, dtype=torch.int64), 'x must be a float tensor, got torch.int64'), ([[1., 2.]], 'x must be a float tensor, got list')):
         with pytest.raises((ValueError, TypeError), match=says): SmoothedDataset(x, 0.5)
     with pytest.raises(ValueError, match='x holds NaN'): SmoothedDataset(rand(2, 2)*math.nan, 0.5)

@@ -118,9 +118,9 @@ def test_gaussian_score():
 
 def test_kernel_faults():
     k = GaussianKernel(.3)
-    with pytest.raises(ValueError, match=r'\(2, 3\).*\(1, 3\)'): k.log_prob(torch.zeros(2, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r'x_noisy must be \(1, 3\), got \(2, 3\)'): k.log_prob(torch.zeros(2, 3), torch.zeros(1, 3))
     for dtype in (torch.uint8, torch.int64, torch.bool):
-        with pytest.raises(ValueError, match='floating point'): k.sample(torch.zeros(3, dtype=dtype))
+        with pytest.raises(TypeError, match='x must be a float tensor, got torch'): k.sample(torch.zeros(3, dtype=dtype))
 
 def test_equality_and_repr():
     assert GaussianKernel(.3) == GaussianKernel(.3) != GaussianKernel(.4) and GaussianKernel(.3) != LaplaceKernel(.3)
@@ -264,4 +264,4 @@ def test_suggest_sigma_for_the_digits():
 
 @pytest.mark.parametrize('x', [torch.zeros(1, 4), torch.zeros(4), torch.zeros(0, 3), torch.tensor([[0., math.nan], [1., 2.]]), torch.tensor([[0., math.inf], [1., 2.]])])
 def test_suggest_sigma_faults(x):
-    with pytest.raises(ValueError, match='x must'): suggest_sigma(x)
+    with pytest.raises(ValueError, match='x must hold at least 2 points|x holds NaN'): suggest_sigma(x)
