@@ -19,7 +19,8 @@ def _as_text(shape):
     words = [' or '.join(map(str, s)) if isinstance(s, tuple) else str(s) for s in shape]
     return f'({", ".join(words)}{"," if len(words) == 1 else ""})'
 
-def _fits(size, wanted): return isinstance(wanted, str) or size == wanted or isinstance(wanted, tuple) and size in wanted
+def _fits(size, wanted):
+    return isinstance(wanted, str) or size == wanted or isinstance(wanted, tuple) and size in wanted
 
 def _hidden(x):
     "Whether `torch.func.vmap` hides the values of `x`"

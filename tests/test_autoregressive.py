@@ -237,12 +237,12 @@ def test_values_outside_the_levels():
     assert tiny().log_prob(x).isfinite().all()
 
 @pytest.mark.parametrize('u, error, says', [
-    (image(2, 1, 5, 5), ValueError, r'uniforms must be \(n, 2, 5, 5\), got \(2, 1, 5, 5\)'),
+    (image(2, 1, 5, 5), ValueError, r'uniforms must be \(B, 2, 5, 5\), got \(2, 1, 5, 5\)'),
     (image(2, 2, 5, 4), ValueError, r'got \(2, 2, 5, 4\)'),
     (image(2, 2, 5, 5)*torch.nan, ValueError, 'uniforms holds NaN'),
     (image(2, 2, 5, 5) + 1, ValueError, r'uniforms must lie in \[0, 1\]'),
     (-image(2, 2, 5, 5), ValueError, r'uniforms must lie in \[0, 1\]'),
-    (image(2, 2, 5, 5).float(), ValueError, 'uniforms must be torch.float64 on cpu for this model, got torch.float32'),
+    (image(2, 2, 5, 5).float(), ValueError, 'uniforms must be torch.float64 on cpu, got torch.float32'),
     ([.5], TypeError, 'uniforms must be a float tensor')])
 def test_bad_uniforms(u, error, says):
     with pytest.raises(error, match=says): draw(tiny(), u)   # at the call, not at the first row
@@ -252,7 +252,7 @@ def test_bad_methods_counts_and_contexts():
     model, given, context = tiny(), tiny(context_channels=1), image(3, 1, 5, 5)
     with pytest.raises(ValueError, match=r"method must be one of \[.*'naive'.*\], got 'magic'"): model.sample(2, method='magic')
     with pytest.raises(ValueError, match='say how many samples'): model.sample()
-    with pytest.raises(ValueError, match='n=5, but uniforms are for 3'): model.sample(5, uniforms=model.uniforms(3))
+    with pytest.raises(ValueError, match='n must be 3 like uniforms, or None, got 5'): model.sample(5, uniforms=model.uniforms(3))
     for n in (0, -1, 2.5, '3'):
         with pytest.raises(ValueError, match='n must be a whole number of at least 1'): model.sample(n)
     with pytest.raises(ValueError, match='context must be None'): model.sample(3, context=context)

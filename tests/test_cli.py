@@ -230,7 +230,7 @@ def test_recipes_that_are_not_there():
 
 @pytest.mark.parametrize('args, says', [
     (['train', '--train.lr', '0'], 'lr must be a number above 0, got 0.0'),
-    (['train', '--objective.sigma', '-1'], 'sigma must be a finite number above 0'),
+    (['train', '--objective.sigma', '-1'], 'sigma must be a number above 0, got -1.0'),
     (['train', '--objective.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
     (['train', '--data.name', 'cats'], 'name must be one of'),
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),

@@ -217,7 +217,7 @@ BAD = {
     'raw at a sigma': (lambda: bits_per_dim(pixels(), data(), sigma=.3), 'sigma must be None: raw is a network of images without noise, got 0.3'),
     'sigma': (lambda: bits_per_dim(pixels(), data(), 'elbo', sigma=.4), 'sigma must be 0.3, the only noise level'),
     'sigma not told': (lambda: bits_per_dim(pixels(sigma_range=(.1, 1.)).smooth, data() + .001), 'sigma must be given'),
-    'no context': (lambda: bits_per_dim(pixels().reverse, data()), 'context must be given: this model is conditional on it'),
+    'no context': (lambda: bits_per_dim(pixels().reverse, data()), 'context must be given: this model was made with context_channels=1'),
     'context of the whole': (lambda: bits_per_dim(pixels(), data(), 'elbo', context=data()), 'context must be None'),
     'shape': (lambda: bits_per_dim(pixels(), data()[:, :, 1:], 'elbo'), r'x must be \(n, 1, 4, 4\), got \(6, 1, 3, 4\)'),
     'nan': (lambda: bits_per_dim(pixels(), data()*math.nan), 'x holds NaN'),

@@ -310,7 +310,7 @@ def test_errors_name_the_argument(call, words):
 
 def test_other_errors():
     with pytest.raises(TypeError, match='params must be a float tensor, got torch.int64'): LogisticMixture(torch.zeros(1, 6, 2, 2).long())
-    with pytest.raises(NotImplementedError, match='average samples'): DiscretizedLogisticMixture(torch.zeros(1, 10, 2, 2), 3).mean
+    with pytest.raises(NotImplementedError, match='no closed form'): DiscretizedLogisticMixture(torch.zeros(1, 10, 2, 2), 3).mean
     assert repr(LogisticMixture(torch.zeros(1, 6, 4, 2))) == 'LogisticMixture(shape=(1, 1, 4, 2), n_mix=2)'
 
 def test_a_clean_process_has_every_name():

@@ -113,4 +113,4 @@ def test_second_stage(channels, size, n_resnet):
     assert back.keys() == state.keys() and all(torch.equal(back[k], v) for k, v in state.items())
 
 def test_a_canvas_that_does_not_split():
-    with pytest.raises(ValueError, match='net must have no context and images of a height divisible by 8'): StackedPixelCNNpp.from_tall(load_official(published_state(1, 4, 1, 2), 12))
+    with pytest.raises(ValueError, match='net must have no context and a height divisible by 8'): StackedPixelCNNpp.from_tall(load_official(published_state(1, 4, 1, 2), 12))

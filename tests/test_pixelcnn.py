@@ -457,7 +457,7 @@ def test_repr_informs():
     (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), r'channels must be one of \[1, 3\], got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
     (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
     (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
-    (dict(dropout=1.), r'dropout must be a number in \[0, 1\), got 1.0'), (dict(dropout=-.1), 'dropout must be .* got -0.1'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a finite number above 0'), (dict(sigma_range=()), 'sigma_range must be')])
+    (dict(dropout=1.), r'dropout must be a number in \[0, 1\), got 1.0'), (dict(dropout=-.1), 'dropout must be .* got -0.1'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a number above 0, got 0'), (dict(sigma_range=()), 'sigma_range must be')])
 def test_networks_that_cannot_be_built(config, message):
     with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
 
@@ -472,7 +472,7 @@ x8 = torch.zeros(2, 1, 8, 8, dtype=f64)
     ({}, dict(x=x8, label=torch.tensor([0, 1])), r'label must be None: this model was made with n_classes=0, got \(2,\)'), (dict(n_classes=3), dict(x=x8), 'label must be given: this model was made with n_classes=3'),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), r'label must be a whole number in \[0, 2\], got 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), r'label must be a whole number in \[0, 2\], got -1'),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 1, 2])), r'label must be one or \(2,\) of them, got \(3,\)'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), r'label must be a whole number in \[0, 2\], got 0.0'),
-    (dict(n_classes=3), dict(x=x8, label=[[0], [1]]), r'label must be one or \(2,\) of them, got \(2, 1\)')])
+    (dict(n_classes=3), dict(x=x8, label=[[0], [1]]), r'label must be one or \(B,\) of them, got \(2, 1\)')])
 def test_inputs_that_do_not_fit(call, config, args, message):
     with pytest.raises(ValueError, match=message): getattr(build(**config), call)(**args)
 
@@ -584,4 +584,4 @@ def test_a_model_of_one_level_is_not_told(sigma):
     assert model.sigma_range is None and model.dist_at(sigma).conditions == {} and build(size=4, **LEVELS).dist_at(sigma).conditions == dict(sigma=sigma)
     assert torch.equal(model.dist_at(sigma).log_prob(x8[:, :, :4, :4]), model.log_prob(x8[:, :, :4, :4]))
     for f in (lambda: model(x8[:, :, :4, :4], sigma=sigma), lambda: model.log_prob(x8[:, :, :4, :4], sigma=sigma), lambda: model.sample(2, sigma=sigma)):
-        with pytest.raises(ValueError, match='sigma must be None: this model was made with sigma_range=None, got .*3'): f()
+        with pytest.raises(ValueError, match='sigma must be None: this model was made with sigma_range=None, got (0.3|\\(2,\\))'): f()
