@@ -472,7 +472,7 @@ x8 = torch.zeros(2, 1, 8, 8, dtype=f64)
     ({}, dict(x=x8, label=torch.tensor([0, 1])), r'label must be None: this model was made with n_classes=0, got \(2,\)'), (dict(n_classes=3), dict(x=x8), 'label must be given: this model was made with n_classes=3'),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 3])), r'label must be a whole number in \[0, 2\], got 3'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([-1, 0])), r'label must be a whole number in \[0, 2\], got -1'),
     (dict(n_classes=3), dict(x=x8, label=torch.tensor([0, 1, 2])), r'label must be one or \(2,\) of them, got \(3,\)'), (dict(n_classes=3), dict(x=x8, label=torch.tensor([0., 1.])), r'label must be a whole number in \[0, 2\], got 0.0'),
-    (dict(n_classes=3), dict(x=x8, label=[[0], [1]]), r'label must be one or \(B,\) of them, got \(2, 1\)')])
+    (dict(n_classes=3), dict(x=x8, label=[[0], [1]]), r'label must be one or \([2B],\) of them, got \(2, 1\)')])
 def test_inputs_that_do_not_fit(call, config, args, message):
     with pytest.raises(ValueError, match=message): getattr(build(**config), call)(**args)
 
