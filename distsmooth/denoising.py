@@ -50,7 +50,7 @@ def denoise(self:SmoothedDataset,
 ) -> torch.Tensor: # (B, ...)
     "The posterior mean, in closed form: an average of the points that may explain `x_noisy`"
     weights = self._log_kernel(x_noisy).softmax(1)
-    if check_one_of(score, 'score', SCORES) == 'joint':
+    if check_one_of(score, 'score', ('joint', 'local')) == 'joint':
         return (weights@self.x.flatten(1)).view_as(x_noisy)
     return torch.stack([self._local(one) for one in x_noisy])
 
