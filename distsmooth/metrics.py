@@ -6,34 +6,34 @@
 __all__ = ['METRICS', 'NAMES', 'confidence', 'frechet_distance', 'kernel_distance', 'mind', 'inception_score', 'neighbourhoods',
            'nearest', 'Metric', 'Measured', 'Evaluation', 'evaluate_samples']
 
-# %% ../nbs/course/14_metrics.ipynb #35a00e5c
+# %% ../nbs/course/14_metrics.ipynb #16819553
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-# %% ../nbs/course/14_metrics.ipynb #e432632b
+# %% ../nbs/course/14_metrics.ipynb #3411a3c7
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/course/14_metrics.ipynb #ba3b86fd
+# %% ../nbs/course/14_metrics.ipynb #dedf75b2
 from .checks import check_number, check_one_of
 from .features import AsTheyAre, extract_features, load_extractor, torchmetric
 
-# %% ../nbs/course/14_metrics.ipynb #518fc241
+# %% ../nbs/course/14_metrics.ipynb #c5737221
 def _batches(features): return features.split(4096) if isinstance(features, torch.Tensor) else features
 def _whole(features): return (features if isinstance(features, torch.Tensor) else torch.cat(list(features))).double()
 
 def _enough(name, n, needed, because):
     if n < needed: raise ValueError(f'n must be at least {needed} for {name}, got {n}: {because}')
 
-# %% ../nbs/course/14_metrics.ipynb #4b030845
+# %% ../nbs/course/14_metrics.ipynb #8906675d
 def confidence(
     logits, # Of the classes (n, K), or an iterator of batches of them
 ) -> float: # From 1/K to 1
     "Mean of the largest class probability"
     return _whole(logits).softmax(1).amax(1).mean().item()
 
-# %% ../nbs/course/14_metrics.ipynb #4534defd
+# %% ../nbs/course/14_metrics.ipynb #a8a5446c
 def frechet_distance(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (m, D), likewise
@@ -49,7 +49,7 @@ def frechet_distance(
         _enough('FD', n, d + 1, f'fewer images than one more than its {d} features make a covariance without full rank')
         return fd.compute().item()
 
-# %% ../nbs/course/14_metrics.ipynb #bb969a4e
+# %% ../nbs/course/14_metrics.ipynb #d71473da
 def kernel_distance(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (m, D), likewise
@@ -67,7 +67,7 @@ def kernel_distance(
         kid.update(b, real=True)
         return kid.compute()[0].item()
 
-# %% ../nbs/course/14_metrics.ipynb #ed37b181
+# %% ../nbs/course/14_metrics.ipynb #80d3ad57
 def mind(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (n, D), likewise: equally many
@@ -81,7 +81,7 @@ def mind(
     gaps = [(v@a.T).sort(1).values - (v@b.T).sort(1).values for v in F.normalize(u).split(100)]
     return 3*a.shape[1]*torch.cat(gaps).square().mean().item()
 
-# %% ../nbs/course/14_metrics.ipynb #73385a71
+# %% ../nbs/course/14_metrics.ipynb #236a7ff6
 def inception_score(
     logits, # Of the classes (n, K), or an iterator of batches of them
     splits:int=1, # Random parts, over which the mean is taken: the published ones were 10 of 5000
@@ -95,7 +95,7 @@ def inception_score(
         score.update(log_p)
         return score.compute()[0].item()
 
-# %% ../nbs/course/14_metrics.ipynb #3193daef
+# %% ../nbs/course/14_metrics.ipynb #33384e3c
 def _distances(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')  # exact: 0 for equal ones
 def _radii(x, k): return torch.cat([_distances(part, x).kthvalue(k + 1).values for part in x.split(512)])
 
@@ -116,7 +116,7 @@ def neighbourhoods(
     found = dict(precision=inside > 0, recall=recalled, density=inside/k, coverage=covered)
     return {name: f.double().mean().item() for name, f in found.items()}
 
-# %% ../nbs/course/14_metrics.ipynb #a7e472a8
+# %% ../nbs/course/14_metrics.ipynb #b40b5a35
 def nearest(
     samples:torch.Tensor, # (n, ...): images, or features
     reference, # (m, ...), or an iterator of batches of them
@@ -133,7 +133,7 @@ def nearest(
     _enough('nearest', seen, k, f'there are to be k={k} neighbours')
     return d, at
 
-# %% ../nbs/course/14_metrics.ipynb #776d84fc
+# %% ../nbs/course/14_metrics.ipynb #fea7f9bb
 @dataclass(frozen=True)
 class Metric:
     "Numbers that are found together, of features `s` of samples and `r` of the reference"
@@ -161,7 +161,7 @@ def _measure(names, samples, reference, k):
         found |= zip(metric.names, metric.of(samples, reference[:len(samples)] if metric.equal else reference, k))
     return {name: found[name] for name in names}
 
-# %% ../nbs/course/14_metrics.ipynb #ce4a9265
+# %% ../nbs/course/14_metrics.ipynb #5085a7c6
 def _stderr(values):
     "Mean, and standard error if there is more than one"
     v = torch.tensor(values, dtype=torch.float64)
@@ -176,7 +176,7 @@ def _jackknife(samples, groups, needs, measure):
     def error(name): return torch.tensor([f[name] for f in found], dtype=torch.float64).var(correction=0)
     return {name: ((groups - 1)*error(name)).sqrt().item() if name in names else None for name in needs}
 
-# %% ../nbs/course/14_metrics.ipynb #07fd2ad8
+# %% ../nbs/course/14_metrics.ipynb #8f652d84
 @dataclass
 class Measured:
     "A number, and what it has to be read with"
@@ -220,7 +220,7 @@ def _notes(p):
             f'real images in their place: {p["floor"]}; ±: {p["error"]}\n'
             f'{e["features"]} features of {e["name"]} (weights {weights}, resize {e["resize"]}); {p["dtype"]}')
 
-# %% ../nbs/course/14_metrics.ipynb #f9201a2e
+# %% ../nbs/course/14_metrics.ipynb #d9cf3f01
 def _as_sets(samples):
     "A list of sets, of one or of many; a tuple of words names a data set"
     if isinstance(samples, tuple) and all(isinstance(s, str) for s in samples): return [samples]
@@ -255,7 +255,7 @@ def _against(reference, floor, n, most=4):
     raise ValueError(f'{n} samples take {n} images of the reference, and {n} other real ones in their place, for '
                      f'the floor; there are {len(reference)} and {len(floor)}: give more, or other real ones as floor=')
 
-# %% ../nbs/course/14_metrics.ipynb #7c37fe3c
+# %% ../nbs/course/14_metrics.ipynb #6c9a1436
 def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
@@ -275,7 +275,7 @@ def _protocol(sets, whole, against, floors, **more):
         KID='mean over 10 random subsets of at most 1000', IS='one split', MIND='1000 directions',
         versions={m: _version(m) for m in ('distsmooth', 'torch', 'torchmetrics')}, **more)
 
-# %% ../nbs/course/14_metrics.ipynb #7ed560c4
+# %% ../nbs/course/14_metrics.ipynb #56e7f6bb
 def evaluate_samples(
     samples, # One set: what `extract_features` takes. Or a list of independent ones, one for each seed
     reference, # Real images: what `extract_features` takes, such as `('digits', 'test')`
