@@ -210,9 +210,9 @@ BAD = {
     'none at all': (dict(cases=['one:0']), "got 'one:0'"),
     'not a number': (dict(cases=['one:²']), "got 'one:²'"),
     'the second case': (dict(cases=['one:1', 'one:-3']), "got 'one:-3'"),
-    'method': (dict(cases=['one:1'], methods=['cached', 'magic']), "methods must be among .*got 'magic'"),
-    'repeats': (dict(cases=['one:1'], repeats=0), 'repeats must be at least 1, got 0'),
-    'device': (dict(cases=['one:1'], device='abacus'), "device must be 'cpu'.*got 'abacus'"),
+    'method': (dict(cases=['one:1'], methods=['cached', 'magic']), "methods must be one of .*got 'magic'"),
+    'repeats': (dict(cases=['one:1'], repeats=0), 'repeats must be a whole number of at least 1, got 0'),
+    'device': (dict(cases=['one:1'], device='abacus'), "device must be one of .*'cpu'.*got 'abacus'"),
 }
 @pytest.mark.parametrize('request_, says', BAD.values(), ids=BAD)
 def test_faults_are_found_before_anything_is_timed(tiny, request_, says):

@@ -149,8 +149,8 @@ def test_bench_in_half_the_bits(tiny, capsys):
     (['--cases', '["cats:2"]'], "cases must be like 'mnist:16'"),
     (['--cases', '["tiny:2", "tiny:none"]'], "got 'tiny:none'"),
     (['--cases', '["tiny:2"]', '--methods', '["magic"]'], "got 'magic'"),
-    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be at least 1, got 0'),
-    (['--cases', '["tiny:2"]', '--device', 'abacus'], "device must be 'cpu'"),
+    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be a whole number of at least 1, got 0'),
+    (['--cases', '["tiny:2"]', '--device', 'abacus'], "device must be one of ["),
     (['--cases', '["tiny:2"]', '--dtype', 'float8'], "dtype must be one of ['float32', 'bfloat16'], got 'float8'"),
 ], ids=['network', 'count', 'method', 'repeats', 'device', 'dtype'])
 def test_bad_bench_ends_in_one_line_and_leaves_no_file(tiny, tmp_path, args, says):

@@ -182,7 +182,7 @@ def test_dequantize():
     assert away.abs().max() <= .5 + 1e-5 and away.mean().abs() < .05 and away.std().item() == pytest.approx(1/12**.5, rel=.1)
     assert_close(quantize(y), x) and y.dtype == x.dtype
     assert torch.equal(y, dequantize(x, seeded())) and not torch.equal(y, dequantize(x, seeded(1)))
-    with pytest.raises(ValueError, match=r'x must lie on the 256 levels of \[-1, 1\] .*and .*% does'): dequantize(y)
+    with pytest.raises(ValueError, match=r'x must lie on the 256 levels of \[-1, 1\] .*% does'): dequantize(y)
 
 def test_a_density_of_8_bit_data_is_refused_or_labelled():
     net, x = MADE((4, 4)), on_levels()
@@ -234,8 +234,7 @@ def test_bad_input(call, says):
 
 @pytest.mark.parametrize('value', [math.nan, -math.inf])
 def test_log_probs_that_are_not_finite_are_refused(value):
-    sm, x = pixels(), data()
-    log_prob = type(sm.raw).mixture
+    x = data()
     class Broken(PixelCNNpp):
         def mixture(self, params):
             mix = super().mixture(params)

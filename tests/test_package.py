@@ -85,11 +85,27 @@ def test_notebook_carries_outputs_and_no_errors(path):
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids)
 
-@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
-def test_links_between_notebooks_hold(path):
-    text = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
-    targets = [t for t in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in t]
+TEXTS = [ROOT/name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')] + sorted((ROOT/'distsmooth').rglob('README.md'))
+
+def prose(path):
+    "Markdown of a file, or of the markdown cells of a notebook"
+    if path.suffix != '.ipynb': return path.read_text(encoding='utf8')
+    return '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
+
+@pytest.mark.parametrize('path', [*notebooks(), *TEXTS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_relative_links_hold(path):
+    "What a link names is there; what is written as a path to a notebook or a text, too"
+    text = prose(path)
+    targets = [t for t in re.findall(r'\]\(<?([^)>#\s]+)', text) if '://' not in t and not t.startswith('mailto:')]
     assert not [t for t in targets if not (path.parent/t).exists()]
+    named = re.findall(r'`((?:nbs|scripts|tests|distsmooth)/[\w./-]+\.(?:ipynb|md|py|html))`', text)
+    assert not [t for t in named if not (ROOT/t).exists()]
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'course').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_code_of_the_course_fits_the_page(path):
+    "At most 100 columns, exported or not; a directive of nbdev is no code"
+    code = [(c['id'], line) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code' for line in ''.join(c['source']).splitlines()]
+    assert not [f'{i}: {line[:60]}...' for i, line in code if len(line) > 100 and not line.startswith('#|')]
 
 def words(path): return sum(len(''.join(c['source']).split()) for c in json.loads(path.read_text())['cells'])
 

@@ -317,7 +317,7 @@ def test_bad_configuration(field, value):
     with pytest.raises(ValueError, match=f'{field} must.*got {value!r}'): TrainConfig(**{field: value})
 
 def test_no_data():
-    with pytest.raises(ValueError, match='data must hold at least one image'): Trainer(net(), torch.zeros(0, 1, 8, 8), raw_objective)
+    with pytest.raises(ValueError, match=r'len\(data\) must be a whole number of at least 1, got 0'): Trainer(net(), torch.zeros(0, 1, 8, 8), raw_objective)
 
 # nonsense
 
