@@ -20,12 +20,12 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
-from ..checks import check_tensor
+from ..checks import check_sigma, check_tensor
 from .checkpoint import check_settings, lock_folder, write_whole
 from ..denoising import single_step
 from ..pipeline import parts_from, read_files
-from ..smoothing import GaussianKernel, check_sigma
-from ..training import make_generator
+from ..smoothing import GaussianKernel
+from ..training import make_accelerator, make_generator
 
 # %% ../../nbs/engine/shards.ipynb #6af29ea9
 def run_shards(
@@ -38,7 +38,7 @@ def run_shards(
     sources:list=None, # For each shard, a check sum of what each image is made from, if `work` gives them as 'source'
 ) -> list: # Paths of the shards that were asked for, in order; the last may hold more images than `sizes` says
     "Do what has not been done yet. A `ValueError` for a folder of other settings, a `RuntimeError` for one in use"
-    acc, out, sources = accelerator or _accelerator(), Path(out), sources or [[]]*len(sizes)
+    acc, out, sources = accelerator or make_accelerator(), Path(out), sources or [[]]*len(sizes)
     paths = [out/f'shard-{k:05d}.npz' for k in range(len(sizes))]
     def begin():
         take_folder(out, settings, held)
@@ -50,10 +50,6 @@ def run_shards(
             _write_shard(paths[k], work(k))
         acc.wait_for_everyone()
     return paths
-
-def _accelerator() -> Accelerator:
-    "The processes there are, and nothing else of what `accelerate config` may say"
-    return Accelerator(mixed_precision='no', gradient_accumulation_steps=1)
 
 # %% ../../nbs/engine/shards.ipynb #a0e18df8
 def _by_main(acc, f):
@@ -128,7 +124,7 @@ def sample_shards(
 ) -> list: # Paths of the shards; `load_samples(paths, n)` reads the samples that were asked for
     "Draw `n` samples, shard by shard: x (k, C, H, W), unclipped, and their noise level"
     if n < 1 or batch_size < 1: raise ValueError(f'n and batch_size must be at least 1, got {n} and {batch_size}')
-    acc = _accelerator()
+    acc = make_accelerator()
     name, net, kernel, weights = _network(model, *([part] if part else ['smooth', 'raw']))
     if name == 'raw' and sigma is not None:
         raise ValueError(f'sigma must be left out for a network of images as they are, got {sigma!r}')
@@ -210,7 +206,7 @@ def denoise_shards(
 ) -> list: # Paths of the shards
     "Bring smoothed images back to clean ones, shard by shard: x (k, C, H, W), unclipped"
     if how not in ('two_step', 'single_step'): raise ValueError(f"how must be 'two_step' or 'single_step', got {how!r}")
-    (x, written), acc = load_samples(samples), _accelerator()
+    (x, written), acc = load_samples(samples), make_accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
     check_tensor(x, 'samples', 'B', *net.event_shape)
     sigma = _level(net, kernel, written if sigma is None else sigma)
