@@ -261,7 +261,7 @@ def test_real_digits_are_near_the_floor_and_noise_is_far(real):
         assert near[name].value < 2*near[name].floor and far[name].value > 20*far[name].floor
     assert abs(near.KID.value - near.KID.floor) < 5*near.KID.error and far.KID.value > 20*near.KID.error
     assert near.confidence.value > .98 and near.IS.value > 9 and near.precision.value > .7 and near.recall.value > .7
-    assert far.precision.value < .05 and far.coverage.value < .1
+    assert far.precision.value < .1 and far.coverage.value < .1
 
 def test_a_lost_class_is_recall_not_precision(real):
     labels = load_dataset('digits', 'test').labels
@@ -278,8 +278,8 @@ def test_sets_and_seeds(real):
     assert e.protocol['error'] == 'standard error over 4 independent sets' and each[0].protocol['error'] == 'none'
 
 def test_the_jackknife_is_about_the_spread_over_sets(real):
-    names = ['FD', 'MIND', 'confidence', 'precision']
-    sets = [evaluate_samples(real[i*150:(i + 1)*150], ('digits', 'train'), floor=real, metrics=names) for i in range(12)]
+    names, reference = ['FD', 'MIND', 'confidence', 'precision'], extract_features(real[1000:])
+    sets = [evaluate_samples(x, reference, floor=real, metrics=names) for x in real[:1000].split(100)]
     for name in names:
         spread, error = (torch.tensor([getattr(s[name], what) for s in sets]) for what in ('value', 'error'))
         assert .4 < error.mean()/spread.std() < 2.5, name
