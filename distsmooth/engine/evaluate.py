@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from fastcore.basics import patch
 import distsmooth
-from ..checks import check_number, check_one_of
+from ..checks import check_number, check_one_of, check_sigma
 from ..data import load_dataset
 from ..denoising import single_step
 from .cells import (Cell, as_command, as_plain, as_png, as_result, as_table, origin, run_cells, stated,
@@ -27,7 +27,7 @@ from .shards import denoise_shards, load_samples, run_shards, sample_shards
 from ..likelihood import UNITS, bits_per_dim, dequantize
 from ..metrics import NAMES, evaluate_samples, extract_features, load_extractor
 from ..pipeline import SmoothedModel, parts_from, read_files
-from ..smoothing import GaussianKernel, check_sigma
+from ..smoothing import GaussianKernel
 from ..training import images, labels, make_generator
 
 # %% ../../nbs/engine/evaluate.ipynb #3d9779f1
@@ -298,7 +298,7 @@ def judge(self:Subject,
     bad = [_not_finite(paths, n) for paths in sets]
     result = evaluate_samples([_batches(paths) for paths in sets], reference, self.extractor, floor=floor, n=n,
                               **dict(metrics=self.allowed(n)[0]) | options).as_dict()
-    for own in ('samples', 'samples_settings'): del result['protocol'][own]
+    del result['protocol']['samples']  # of their settings the cells keep what counts
     return dict(result, not_finite=sum(bad), picture=as_png(next(_batches(sets[0]))[:16], 16))
 
 def _batches(paths): return (load_samples([p])[0].nan_to_num(0., 0., 0.) for p in paths)
