@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'BATCH', 'ENGINE', 'METHODS', 'OPTIONS', 'Autoregressive', 'gradient', 'in_batches', 'check_defined',
-           'ModelDistribution', 'check_label', 'PixelSampler', 'Recompute', 'pixel_by_pixel', 'naive', 'draw']
+           'ModelDistribution', 'PixelSampler', 'Recompute', 'pixel_by_pixel', 'naive', 'draw']
 
 # %% ../nbs/course/04_autoregressive.ipynb #5b669657
 import copy
 import json
+import math
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -18,8 +20,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .checks import as_generator, check_images, check_number, check_one_of, check_options, check_tensor
-from .logistic import TRANSFORMS, DiscretizedLogisticMixture, LogisticMixture, check_levels, n_params
+from .checks import as_generator, check_each, check_given, check_images, check_number
+from .checks import check_one_of, check_options, check_sigma, check_tensor
+from .logistic import (TRANSFORMS, DiscretizedLogisticMixture, LogisticMixture,
+                                 check_levels, n_params)
 from .registry import faster
 
 # %% ../nbs/course/04_autoregressive.ipynb #6076005c
@@ -31,7 +35,7 @@ def _height_width(size):
     return tuple(check_number(s, 'size', '[1, inf)', whole=True) for s in pair)
 
 class Autoregressive(nn.Module, PyTorchModelHubMixin):
-    "What all models share: `forward` gives each pixel's mixture from the pixels before it; the rest follows"
+    "What all models share: `forward` gives each pixel's mixture from the pixels before it"
     def __init__(self,
         channels:int, # 1 or 3
         size, # Side of the images, or (H, W)
@@ -39,44 +43,43 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
         head:str='continuous', # 'continuous' or 'discretized' (8 bits)
         context_channels:int=0, # Channels of the image to condition on, 0 for none
         n_classes:int=0, # Class labels to condition on, 0 for none
-        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for a model of a single one
+        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for one alone
     ):
         super().__init__()
-        self.head = check_one_of(head, 'head', HEADS)
-        self.channels, self.size, self.n_out = channels, _height_width(size), n_params(channels, n_mix)
-        self.n_mix = n_mix
-        self.context_channels = check_number(context_channels, 'context_channels', '[0, inf)', whole=True)
-        self.n_classes = check_number(n_classes, 'n_classes', '[0, inf)', whole=True)
-        self.sigma_range = sigma_range
+        count = lambda n, name: check_number(n, name, '[0, inf)', whole=True)
+        self.channels, self.size, self.n_mix = channels, _height_width(size), n_mix
+        self.head, self.n_out = check_one_of(head, 'head', HEADS), n_params(channels, n_mix)
+        self.context_channels = count(context_channels, 'context_channels')
+        self.n_classes, self.sigma_range = count(n_classes, 'n_classes'), sigma_range
 
     @property
     def event_shape(self) -> tuple: return self.channels, *self.size  # (C, H, W) of one image
 
     @property
-    def dims(self) -> int: return self.channels*self.size[0]*self.size[1]  # numbers in one image: the D of bits/dim
+    def dims(self) -> int: return math.prod(self.event_shape)  # numbers in one image: D of bits/dim
 
     def mixture(self, params):
-        "The mixture of logistics that `params` (B, P, H, W) stand for; 16-bit params are widened first"
+        "The mixtures that `params` (B, P, H, W) stand for; 16-bit params are widened first"
         wide = params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
         return HEADS[self.head](wide, self.channels)
 
-# %% ../nbs/course/04_autoregressive.ipynb #cfg00001
-@patch(cls_method=True)
-def from_config(cls:Autoregressive,
-    config:dict, # Arguments of `__init__`, as saved; version 0.1 wrote `sigmas` for `sigma_range`
-) -> Autoregressive:
-    "A network with these settings"
-    return cls(**{'sigma_range' if name == 'sigmas' else name: value for name, value in config.items()})
+    @classmethod
+    def from_config(cls,
+        config:dict, # Arguments of `__init__`, as saved; 0.1 wrote `sigmas` for `sigma_range`
+    ): # A network with these settings
+        "Build a network from what was saved of it"
+        return cls(**{'sigma_range' if name == 'sigmas' else name: v for name, v in config.items()})
 
-@patch(cls_method=True)
-def from_pretrained(cls:Autoregressive,
-    folder, # Where `save_pretrained` wrote it, or a hub id
-    **hub # Of `PyTorchModelHubMixin.from_pretrained`
-) -> Autoregressive: # In evaluation mode
-    "A saved network"
-    path = Path(folder)/'config.json'
-    if path.is_file() and 'sigmas' in (old := json.loads(path.read_text())): hub['sigma_range'] = old['sigmas']
-    return super(Autoregressive, cls).from_pretrained(folder, **hub)
+    @classmethod
+    def from_pretrained(cls,
+        folder, # Where `save_pretrained` wrote it, or a hub id
+        **hub # Of `PyTorchModelHubMixin.from_pretrained`
+    ): # In evaluation mode
+        "A saved network"
+        path = Path(folder)/'config.json'
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        if 'sigmas' in old: hub['sigma_range'] = old['sigmas']
+        return super().from_pretrained(folder, **hub)
 
 # %% ../nbs/course/04_autoregressive.ipynb #11526006
 def gradient(
@@ -143,7 +146,7 @@ class ModelDistribution:
         self.model.check_conditions(**self.conditions, n=len(x))
         return self.model.mixture(self.model(x, **self.conditions))
     def log_prob(self, x, batch_size=None):
-        "(B,) nats of images `x` (B, C, H, W), differentiable in `x`, so many at once; see `in_batches`"
+        "(B,) nats of `x` (B, C, H, W), differentiable in `x`; so many at once: see `in_batches`"
         check_images(x, 'x', 'B', *self.event_shape)
         if self.model.head == 'discretized': check_levels(x, 'x')
         self.model.check_conditions(**self.conditions, n=len(x))
@@ -159,40 +162,26 @@ class ModelDistribution:
         part = copy.copy(self)
         part.conditions = {name: v if one(v) else v[rows] for name, v in self.conditions.items()}
         return part
-    def __repr__(self): return f'ModelDistribution({type(self.model).__name__}, given {sorted(self.conditions)})'
+    def __repr__(self):
+        return f'ModelDistribution({type(self.model).__name__}, given {sorted(self.conditions)})'
 
 # %% ../nbs/course/04_autoregressive.ipynb #35bef302
 @patch
-def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, n='n'):
-    "Raise a `ValueError` unless just those conditions are given that the model is made for, one or `n` of each"
-    made_for = dict(context=self.context_channels, label=self.n_classes, sigma=self.sigma_range)
-    for (name, known), value in zip(made_for.items(), (context, label, sigma)):
-        if known and value is None: raise ValueError(f'{name} must be given: this model is conditional on it ({known})')
-        if not known and value is not None: raise ValueError(f'{name} must be None: this model is not made for it')
-    if context is not None: check_tensor(context, 'context', n, self.context_channels, *self.size)
-    if label is not None: check_label(label, self.n_classes)
-    for name, value in dict(label=label, sigma=sigma).items():
-        size = torch.as_tensor(value if value is not None else 0.).numel()
-        if isinstance(n, int) and size not in (1, n):
-            raise ValueError(f'{name} must be one or ({n},) of them, got {size}')
-
-def check_label(
-    label, # A class number, or (n,) of them
-    n_classes:int, # There are so many
-):
-    "Raise a `ValueError` unless `label` holds whole numbers from 0 to `n_classes` - 1"
-    label = torch.as_tensor(label)
-    if label.is_floating_point() or label.dtype == torch.bool or label.ndim > 1:
-        raise ValueError(f'label must be a whole number or (n,) of them, got {label.dtype} {tuple(label.shape)}')
-    if label.numel() and not 0 <= label.min() <= label.max() < n_classes:
-        raise ValueError(f'label must lie in [0, {n_classes-1}], found {label.min()} to {label.max()}')
+def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, n='B'):
+    "Raise a `ValueError` unless just those conditions are given that the model is made for"
+    given = partial(check_given, made='this model')
+    if given(context, 'context', context_channels=self.context_channels):
+        check_tensor(context, 'context', n, self.context_channels, *self.size)
+    if given(label, 'label', n_classes=self.n_classes):
+        check_each(torch.as_tensor(label), 'label', f'[0, {self.n_classes-1}]', whole=True, n=n)
+    if given(sigma, 'sigma', sigma_range=self.sigma_range): check_sigma(sigma, n=n)
 
 # %% ../nbs/course/04_autoregressive.ipynb #a7c99fad
 @patch
 def dist(self:Autoregressive,
-    context:torch.Tensor=None, # (n, C', H, W), for a model with `context_channels`
-    label:torch.Tensor=None, # (n,) class numbers, for a model with `n_classes`
-    sigma=None, # Noise level, or (n,) of them, for a model with a `sigma_range`
+    context:torch.Tensor=None, # (B, C', H, W), for a model with `context_channels`
+    label:torch.Tensor=None, # (B,) class numbers, for a model with `n_classes`
+    sigma=None, # Noise level, or (B,) of them, for a model with a `sigma_range`
 ) -> ModelDistribution:
     "What the model says under these conditions"
     return ModelDistribution(self, context=context, label=label, sigma=sigma)
@@ -218,25 +207,26 @@ def log_prob(self:Autoregressive,
 
 # %% ../nbs/course/04_autoregressive.ipynb #3fd235e8
 def _type_of(model, otherwise=torch.zeros(())):
-    "Type and device of the model's uniforms, float32 at least; those of `otherwise` if it has no parameters"
+    "Type and device of the model's uniforms; those of `otherwise` if it has no parameters"
     p = next(model.parameters(), otherwise)
-    return torch.promote_types(p.dtype, torch.float32), p.device
+    return dict(dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
 
 @patch
 def uniforms(self:Autoregressive,
     n:int, # Samples
     generator=None, # A `torch.Generator`, for samples that can be drawn again
     seed:int=None, # Or a seed
-) -> torch.Tensor: # (n, C+1, H, W) in [0, 1), on the model's device and of its type, but float32 at least
-    "The base noise of `n` samples: one number to choose each pixel's component, one for each channel"
-    (dtype, device), generator = _type_of(self), as_generator(generator, seed)
+) -> torch.Tensor: # (n, C+1, H, W) in [0, 1), like the model's weights, but float32 at least
+    "The base noise of `n` samples: a number to choose each pixel's component, one for each channel"
+    generator = as_generator(generator, seed)
     shape = check_number(n, 'n', '[1, inf)', whole=True), self.channels+1, *self.size
-    place = generator.device if generator else device
-    return torch.rand(shape, generator=generator, dtype=dtype, device=place).to(device)
+    like = _type_of(self)
+    place = generator.device if generator else like['device']
+    return torch.rand(shape, generator=generator, dtype=like['dtype'], device=place).to(**like)
 
 # %% ../nbs/course/04_autoregressive.ipynb #de2770d2
 class PixelSampler:
-    "How the params of a region become its pixels: by which uniforms, transform, temperature and known pixels"
+    "How a region's params become pixels: by which uniforms, transform, temperature, known pixels"
     def __init__(self,
         mixture, # From params (n, P, h, w) to a mixture
         uniforms:torch.Tensor, # (n, C+1, h, w)
@@ -295,7 +285,7 @@ class Recompute:
         "Row `i` comes next; all rows above it are on the canvas"
         self.graph_key = i  # what a row's work depends on: here no two rows are alike
     def pixel(self, j, line):
-        "Params (n, P, 1, 1) of pixel `j` in this row, of which `line` (n, C, 1, W) holds what has been drawn"
+        "Params (n, P, 1, 1) of pixel `j` in this row; `line` (n, C, 1, W) holds what is drawn"
         i, step = self.graph_key, self.model.row_multiple
         self.x[:, :, i:i+1] = line
         rows = self.x[:, :, :step*(i//step + 1)]
@@ -312,7 +302,7 @@ def decoder(self:Autoregressive,
 
 # %% ../nbs/course/04_autoregressive.ipynb #d21c84f1
 @faster('distsmooth.engine.cached.graphed')
-def _repeated(draw_row, device): return draw_row  # on a GPU the engine records a row once, and replays it
+def _repeated(draw_row, device): return draw_row  # on a GPU the engine records it, to replay
 
 def pixel_by_pixel(
     decoder, # With `row(i)`, `pixel(j, line)` and `graph_key`, see `Recompute`
@@ -323,7 +313,8 @@ def pixel_by_pixel(
 ): # Yields (row, x): the canvas, drawn down to that row
     "Fill the canvas in raster order"
     W, line, here = x.shape[3], torch.zeros_like(x[:, :, :1]), sampler.part(slice(0, 1))
-    here.tensors = [None if t is None else t.clone() for t in here.tensors]  # a row's worth, at an address that stays
+    # a row's worth, at an address that stays
+    here.tensors = [None if t is None else t.clone() for t in here.tensors]
     cells = [here.part(slice(None), slice(j, j+1)) for j in range(W)]
     def draw_row(graph_key):
         for j in range(W): line[..., j:j+1] = cells[j](decoder.pixel(j, line))
@@ -348,7 +339,8 @@ def naive(
     return pixel_by_pixel(Recompute(model, encoded, x, start), sampler, x, start)
 
 ENGINE = 'distsmooth.engine.cached'
-METHODS = {'naive': naive} | {m: faster(f'{ENGINE}.{m}')(naive) for m in ('cached', 'jacobi', 'jacobi_rows')}
+METHODS = {'naive': naive} | {m: faster(f'{ENGINE}.{m}')(naive)
+                              for m in ('cached', 'jacobi', 'jacobi_rows')}
 
 # %% ../nbs/course/04_autoregressive.ipynb #1e856d17
 @faster('distsmooth.engine.incremental.fold_weight_norm')
@@ -360,56 +352,50 @@ def draw(
     dist, # A `ModelDistribution`, or a model without conditions
     uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]
     method:str='cached', # One of `METHODS`
-    known:torch.Tensor=None, # (n, C, H, W), or one image for all: pixels to keep where `mask` says so
+    known:torch.Tensor=None, # (n, C, H, W), or one image for all: to be kept where `mask` says so
     mask:torch.Tensor=None, # (H, W) or (n, 1, H, W), True where a pixel is known
     transform:str='choice', # How uniforms become a pixel: 'choice' of a component, or 'icdf'
     temperature:float=1., # Below 1 for likelier pixels, see `LogisticMixture.tempered`
-    out:torch.Tensor=None, # (n, C, H, W), the canvas to fill; it keeps its rows if the rest never comes
+    out:torch.Tensor=None, # (n, C, H, W), the canvas to fill, if it is to be yours
     dtype:torch.dtype=None, # Of the network's arithmetic alone
 ): # Yields (row, x): one canvas (n, C, H, W), filled in further each time; clone it to keep it
-    "Draw samples while the caller looks on; wrong arguments raise `ValueError` or `TypeError` at once"
+    "Draw samples while the caller looks on; wrong arguments raise an error at once"
     dist = dist if isinstance(dist, ModelDistribution) else dist.dist()
     model = dist.model
     check_one_of(method, 'method', METHODS), check_one_of(transform, 'transform', TRANSFORMS)
     check_number(temperature, 'temperature', '(0, inf)')
-    check_tensor(uniforms, 'uniforms', 'n', model.channels+1, *model.size, low=0, high=1)
+    like, shape = _type_of(model, uniforms), ('B', model.channels+1, *model.size)
+    check_tensor(uniforms, 'uniforms', *shape, low=0, high=1, **like)
     model.check_conditions(**dist.conditions, n=len(uniforms))
-    _same_type(uniforms, 'uniforms', *_type_of(model, uniforms))
     known, mask = _completion(model, uniforms, known, mask)
     sampler = PixelSampler(model.mixture, uniforms, known, mask, transform, temperature)
     x, start = _canvas(model, uniforms, known, out), _start(mask, model.row_multiple)
     return _run(METHODS[method], _to_draw_from(model, dtype), dist.conditions, sampler, x, start)
 
 # %% ../nbs/course/04_autoregressive.ipynb #614a34d7
-def _same_type(x, name, dtype, device):
-    if (x.dtype, x.device) != (dtype, device):
-        raise ValueError(f'{name} must be {dtype} on {device} for this model, got {x.dtype} on {x.device}')
-
 def _completion(model, uniforms, known, mask):
     "`known` and `mask`, one for each image, or neither; what is not known may be anything"
     if known is None and mask is None: return None, None
-    (H, W), n = model.size, len(uniforms)
-    if known is None or mask is None:
-        raise ValueError(f'known and mask go together: {"known" if known is None else "mask"} is missing')
+    for name, other in (('known', known), ('mask', mask)):
+        if other is None: raise ValueError(f'known and mask go together: {name} is missing')
+    n, mask = len(uniforms), mask[None, None] if getattr(mask, 'ndim', 0) == 2 else mask
     if not isinstance(mask, torch.Tensor) or not ((mask == 0) | (mask == 1)).all():
         kind = getattr(mask, 'dtype', type(mask).__name__)
         raise TypeError(f'mask must be a tensor of bools, or of 0 and 1, got {kind}')
-    if tuple(mask.shape) not in ((H, W), (1, 1, H, W), (n, 1, H, W)):
-        raise ValueError(f'mask must be ({H}, {W}) or ({n}, 1, {H}, {W}), got {tuple(mask.shape)}')
-    check_tensor(known, 'known', 'n', *model.event_shape, finite=False)
-    if len(known) not in (1, n): raise ValueError(f'known must hold one image, or {n} like uniforms, got {len(known)}')
-    mask = mask.to(uniforms.device, torch.bool).expand(n, 1, H, W)
+    check_tensor(mask.bool(), 'mask', (1, n), 1, *model.size, dtype=torch.bool)
+    check_tensor(known, 'known', (1, n), *model.event_shape, finite=False)
+    mask = mask.to(uniforms.device, torch.bool).expand(n, -1, -1, -1)
     return check_tensor(torch.where(mask, known.detach().to(uniforms), 0), 'known'), mask
 
 def _canvas(model, uniforms, known, out):
     "`out`, or a new canvas, empty but for the pixels that are known"
-    shape = len(uniforms), *model.event_shape
-    out = uniforms.new_empty(shape) if out is None else check_tensor(out, 'out', *shape, finite=False)
-    _same_type(out, 'out', uniforms.dtype, uniforms.device)
+    like, shape = uniforms, (len(uniforms), *model.event_shape)
+    if out is None: out = like.new_empty(shape)
+    check_tensor(out, 'out', *shape, finite=False, dtype=like.dtype, device=like.device)
     return out.zero_() if known is None else out.copy_(known)
 
 def _start(mask, row_multiple):
-    "The first row that is not known in all images, rounded down; never behind the last rows that are computed together"
+    "The first row that is not known in all images, rounded down to a `row_multiple`"
     if mask is None: return 0
     known = int(mask.all(0)[0].all(1).long().cumprod(0).sum())
     return min(known, mask.shape[2] - 1)//row_multiple*row_multiple
@@ -425,7 +411,7 @@ def _run(method, model, conditions, sampler, x, start):
 
 @contextmanager
 def _drawing(x):
-    "No gradients, no autocast, and no TF32: cuDNN rounds to it, matrix products do not, and the methods would differ"
+    "No gradients, no autocast, no TF32: cuDNN rounds to it, matrix products do not"
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul) if x.is_cuda else ()
     before = [p.fp32_precision for p in places]
     for p in places: p.fp32_precision = 'ieee'
@@ -482,7 +468,7 @@ def sample(self:Autoregressive,
     dist = self.dist(context, label, sigma)
     if n is None and uniforms is None and dist.batch_shape: n, = dist.batch_shape
     if uniforms is None:
-        if n is None: raise ValueError('say how many samples: n, uniforms or context')
+        if n is None: raise ValueError('say how many samples: n, uniforms or a condition')
         uniforms = self.uniforms(n, generator, seed)
     check_tensor(uniforms, 'uniforms', 'n' if n is None else n, self.channels+1, *self.size)
     return dist.from_uniforms(uniforms, **options)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 # %% ../nbs/course/13_likelihood.ipynb #312d5301
 import torch
 from tqdm.auto import tqdm
-from .autoregressive import Autoregressive
 from .checks import check_number, check_one_of, check_tensor
 from .logistic import quantize
 from .pipeline import PARTS, SmoothedModel

@@ -25,18 +25,16 @@ def n_params(
 
 # %% ../nbs/course/03_logistic.ipynb #2531bbaf
 class LogisticMixture:
-    "A mixture of logistics at every pixel, read from the output of a network (Salimans et al., 2017)"
+    "A mixture of logistics at every pixel, read from a network's output (Salimans et al., 2017)"
     min_log_scale = -7.
     def __init__(self,
-        params:torch.Tensor, # (B, P, H, W), P = `n_params(channels, n_mix)`: logits; means, log scales, (coefficients)
+        params:torch.Tensor, # (B, n_params, H, W): logits; means, log scales, (coefficients)
         channels:int=1, # 1, or 3: green leans on red, blue on both
     ):
         per_mix = n_params(channels, 1)
-        check_tensor(params, 'params', finite=False)
-        if params.ndim != 4 or params.shape[1] % per_mix or not params.shape[1]:
-            wanted = f'(B, {per_mix}*n_mix, H, W) for channels={channels}'
-            raise ValueError(f'params must be {wanted}, got {tuple(params.shape)}')
-        (B, _, H, W), K = params.shape, params.shape[1]//per_mix
+        B, P, H, W = check_tensor(params, 'params', 'B', 'P', 'H', 'W', finite=False).shape
+        if P % per_mix: raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W), got {(B, P, H, W)}')
+        K = P//per_mix
         self.channels, self.n_mix, self.shape, self.params = channels, K, (B, channels, H, W), params
         self.logits = params[:, :K].log_softmax(1)
         rest = params[:, K:].reshape(B, channels, (per_mix - 1)//channels, K, H, W)
@@ -48,12 +46,13 @@ class LogisticMixture:
 # %% ../nbs/course/03_logistic.ipynb #7a187958
 @patch
 def _log_prob1(self:LogisticMixture, x, loc, log_scale):
-    "Log density of one component: with `_cdf1` and `_to_support`, all that a discretized mixture has to change"
+    "Log density of one component: this and the next two are all that a discretized mixture changes"
     z = (x - loc)*torch.exp(-log_scale)
     return F.logsigmoid(z) + F.logsigmoid(-z) - log_scale
 
 @patch
-def _cdf1(self:LogisticMixture, x, loc, log_scale): return torch.sigmoid((x - loc)*torch.exp(-log_scale))
+def _cdf1(self:LogisticMixture, x, loc, log_scale):
+    return torch.sigmoid((x - loc)*torch.exp(-log_scale))
 
 @patch
 def _to_support(self:LogisticMixture, x): return x
@@ -69,7 +68,7 @@ def _loc(self:LogisticMixture, c, before):
 # %% ../nbs/course/03_logistic.ipynb #f5540f23
 @patch
 def _chain(self:LogisticMixture, choose):
-    "Visit the channels in order: `choose(c, weights, loc, log_scale)` gives each its value (B, 1, H, W)"
+    "Visit the channels in order: `choose(c, weights, loc, log_scale)` gives each its value"
     weights, values = self.logits, []
     for c in range(self.channels):
         loc, log_scale = self._loc(c, values), self.log_scales[:, c]
@@ -82,7 +81,7 @@ def _chain(self:LogisticMixture, choose):
 def log_prob(self:LogisticMixture,
     x:torch.Tensor, # (B, C, H, W)
 ) -> torch.Tensor: # (B, H, W) nats
-    "Log density of every pixel, its channels taken together; raises `ValueError` if `x` has another shape"
+    "Log density of every pixel, its channels taken together"
     check_tensor(x, 'x', *self.shape, finite=False)
     _, weights = self._chain(lambda c, *_: x[:, c:c+1])
     return weights.logsumexp(1)
@@ -92,7 +91,7 @@ def log_prob(self:LogisticMixture,
 def cdf(self:LogisticMixture,
     x:torch.Tensor, # (B, C, H, W)
 ) -> torch.Tensor: # (B, C, H, W) in [0, 1]
-    "`P(X_c <= x_c)` of each channel, given the channels before it; raises `ValueError` if `x` has another shape"
+    "`P(X_c <= x_c)` of each channel, given the channels before it"
     check_tensor(x, 'x', *self.shape, finite=False)
     out = []
     def choose(c, weights, loc, log_scale):
@@ -105,7 +104,8 @@ def cdf(self:LogisticMixture,
 # %% ../nbs/course/03_logistic.ipynb #6900004c
 def _quantile(u, weights, loc, log_scale, n_steps, parts=16):
     "The quantiles `u` (B, 1, H, W) of a mixture (B, K, H, W) of continuous logistics"
-    side, flip = torch.minimum(u, 1 - u), torch.where(u > .5, -1., 1.)  # above the median, from the right
+    # above the median, from the right
+    side, flip = torch.minimum(u, 1 - u), torch.where(u > .5, -1., 1.)
     ends = loc + log_scale.exp()*torch.logit(u)
     lo, hi = ends.amin(1, keepdim=True), ends.amax(1, keepdim=True)
     step, ticks = hi - lo, torch.arange(1, parts, device=u.device)
@@ -132,9 +132,9 @@ def _icdf(self:LogisticMixture, u, n_steps=None):
 @patch
 def icdf(self:LogisticMixture,
     u:torch.Tensor, # (B, C, H, W) in [0, 1]; 0 and 1 count as their neighbours inside
-    n_steps:int=None, # Steps, each of which leaves a 16th of the bracket: enough for the last bit if left out
+    n_steps:int=None, # Each leaves a 16th of the bracket; enough for the last bit if left out
 ) -> torch.Tensor: # (B, C, H, W)
-    "The quantile `u` of each channel, given the channels before it; raises `ValueError` for a wrong shape or range"
+    "The quantile `u` of each channel, given the channels before it"
     if n_steps is not None: check_number(n_steps, 'n_steps', '[1, inf)', whole=True)
     return self._icdf(check_tensor(u, 'u', *self.shape, low=0, high=1), n_steps)
 
@@ -153,17 +153,17 @@ def _choice(self:LogisticMixture, u, z):
 
 @patch
 def from_uniforms(self:LogisticMixture,
-    uniforms:torch.Tensor, # (B, C+1, H, W) in [0, 1]: one to choose the component, one for each channel
-    transform:str='choice', # 'choice' of a component, then its quantile; or 'icdf', the quantile of the mixture
+    uniforms:torch.Tensor, # (B, C+1, H, W) in [0, 1]: to choose the component, and for each channel
+    transform:str='choice', # 'choice' of a component, then its quantile; or the mixture's, 'icdf'
 ) -> torch.Tensor: # (B, C, H, W)
-    "The sample that `uniforms` stand for; raises `ValueError` for a wrong shape or an unknown `transform`"
+    "The sample that `uniforms` stand for"
     B, C, H, W = self.shape
-    check_tensor(uniforms, 'uniforms', B, C+1, H, W, low=0, high=1), check_one_of(transform, 'transform', TRANSFORMS)
-    return self._from_uniforms(uniforms, transform)
+    check_tensor(uniforms, 'uniforms', B, C+1, H, W, low=0, high=1)
+    return self._from_uniforms(uniforms, check_one_of(transform, 'transform', TRANSFORMS))
 
 @patch
 def _from_uniforms(self:LogisticMixture, uniforms, transform):
-    "`from_uniforms` without a look at its arguments; NaN where a parameter is NaN, whichever component was chosen"
+    "`from_uniforms` without a look at its arguments; NaN wherever a parameter is NaN"
     eps = torch.finfo(uniforms.dtype).eps
     if transform == 'icdf': x = self._icdf(uniforms[:, 1:])
     else: x = self._choice(uniforms[:, :1], torch.logit(uniforms[:, 1:].clamp(eps, 1-eps)))
@@ -235,10 +235,12 @@ class DiscretizedLogisticMixture(LogisticMixture):
         inv = torch.exp(-log_scale)
         up, down = (x + self.half - loc)*inv, (x - self.half - loc)*inv
         return torch.where(x < -1 + self.half, F.logsigmoid(up),
-               torch.where(x > 1 - self.half, F.logsigmoid(-down), log_sigmoid_diff(up, down, 2*self.half*inv)))
+               torch.where(x > 1 - self.half, F.logsigmoid(-down),
+                           log_sigmoid_diff(up, down, 2*self.half*inv)))
 
     def _cdf1(self, x, loc, log_scale):
-        level = ((x + 1)/(2*self.half) + 1e-3).floor()  # the level at or below x, forgiving its rounding
+        # the level at or below x, forgiving its rounding
+        level = ((x + 1)/(2*self.half) + 1e-3).floor()
         inside = super()._cdf1((2*level + 1)*self.half - 1, loc, log_scale)
         return inside.masked_fill(level < 0, 0.).masked_fill(level > 1/self.half - .5, 1.)
 
@@ -248,8 +250,10 @@ class DiscretizedLogisticMixture(LogisticMixture):
     def mean(self) -> torch.Tensor: # (B, 1, H, W)
         "Expected level; for one channel only (coupled colours have no closed form)"
         if self.channels != 1:
-            raise NotImplementedError('the mean of coupled colours has no closed form: average samples')
-        edges = torch.linspace(-1, 1, 256, dtype=self.means.dtype, device=self.means.device)[:-1] + self.half
+            raise NotImplementedError('the mean of coupled colours has no closed form')
+        like = dict(dtype=self.means.dtype, device=self.means.device)
+        edges = torch.linspace(-1, 1, 256, **like)[:-1] + self.half
         loc, log_scale, weights = self.means[:, 0], self.log_scales[:, 0], self.logits.exp()
-        below = [(weights*LogisticMixture._cdf1(self, edge, loc, log_scale)).sum(1) for edge in edges]
+        cdf = lambda edge: (weights*LogisticMixture._cdf1(self, edge, loc, log_scale)).sum(1)
+        below = [cdf(edge) for edge in edges]
         return (1 - 2*self.half*torch.stack(below).sum(0))[:, None]

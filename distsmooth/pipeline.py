@@ -25,13 +25,14 @@ from torch import nn
 
 # %% ../nbs/course/12_pipeline.ipynb #ad544858
 from .autoregressive import Autoregressive
-from .checks import as_generator, check_images, check_number, check_one_of, check_tensor
+from .checks import (as_generator, check_images, check_number, check_one_of, check_sigma,
+                               check_tensor)
 from .conditional import StackedPixelCNNpp
 from .denoising import single_step
 from .made import MADE
 from .pixelcnn import PixelCNNpp
 from .registry import faster
-from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel, check_sigma
+from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel
 
 # %% ../nbs/course/12_pipeline.ipynb #acb4df4b
 def _check_kind(x, name, kind):

@@ -149,8 +149,8 @@ def test_bench_in_half_the_bits(tiny, capsys):
     (['--cases', '["cats:2"]'], "cases must be like 'mnist:16'"),
     (['--cases', '["tiny:2", "tiny:none"]'], "got 'tiny:none'"),
     (['--cases', '["tiny:2"]', '--methods', '["magic"]'], "got 'magic'"),
-    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be at least 1, got 0'),
-    (['--cases', '["tiny:2"]', '--device', 'abacus'], "device must be 'cpu'"),
+    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be a whole number of at least 1, got 0'),
+    (['--cases', '["tiny:2"]', '--device', 'abacus'], "device must be one of ["),
     (['--cases', '["tiny:2"]', '--dtype', 'float8'], "dtype must be one of ['float32', 'bfloat16'], got 'float8'"),
 ], ids=['network', 'count', 'method', 'repeats', 'device', 'dtype'])
 def test_bad_bench_ends_in_one_line_and_leaves_no_file(tiny, tmp_path, args, says):
@@ -230,7 +230,7 @@ def test_recipes_that_are_not_there():
 
 @pytest.mark.parametrize('args, says', [
     (['train', '--train.lr', '0'], 'lr must be a number above 0, got 0.0'),
-    (['train', '--objective.sigma', '-1'], 'sigma must be a finite number above 0'),
+    (['train', '--objective.sigma', '-1'], 'sigma must be a number above 0, got -1.0'),
     (['train', '--objective.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
     (['train', '--data.name', 'cats'], 'name must be one of'),
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from forks import fork, in_child, posix, together, wait
 from distsmooth.engine.checkpoint import lock_folder
 from distsmooth.cli import main
@@ -171,11 +171,11 @@ def test_a_refusal_reaches_every_process(tmp_path):
 @posix
 def test_the_users_accelerate_config_changes_nothing(tmp_path):
     def work():
-        os.environ['ACCELERATE_MIXED_PRECISION'] = 'bf16'
-        AcceleratorState._reset_state(True)
+        os.environ |= dict(ACCELERATE_MIXED_PRECISION='bf16', ACCELERATE_GRADIENT_ACCUMULATION_STEPS='4')
+        AcceleratorState._reset_state(True); GradientState._reset_state()
         run_shards(tmp_path, [1], counting([1], []), {}, progress=False)
-        return AcceleratorState().mixed_precision
-    assert in_child(work) == 'no'
+        return AcceleratorState().mixed_precision, GradientState().num_steps
+    assert in_child(work) == ('no', 1)
 
 # samples
 

@@ -30,8 +30,7 @@ from ..conditional import StackedPixelCNNpp
 from ..data import fingerprint, load_dataset
 from ..pipeline import KERNELS, save_parts
 from ..pixelcnn import PixelCNNpp
-from ..checks import check_fields, check_number, check_one_of, within
-from ..smoothing import check_sigma, check_sigma_range
+from ..checks import check_fields, check_number, check_one_of, check_sigma, check_sigma_range, within
 from ..training import (TrainConfig, Trainer, images, make_generator, raw_objective, reverse_objective,
                                  smooth_objective)
 

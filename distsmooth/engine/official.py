@@ -28,8 +28,8 @@ def official_state(
     net:PixelCNNpp, # Without context, labels and noise levels
 ) -> dict: # Name to tensor
     "The weights of `net` under the names, and in the shapes, of the published PyTorch code"
-    if net.context_channels or net.n_classes or net.sigma_range:
-        raise ValueError(f'net must have neither context nor labels nor a sigma_range, got {net.extra_repr()}')
+    for name in ('context_channels', 'n_classes', 'sigma_range'):
+        if value := getattr(net, name): raise ValueError(f'net must be made without {name}, got {value!r}')
     state = {_official(k): v.detach().clone() for k, v in net.state_dict().items()}
     linear = lambda name: 'lin_a.weight' in name  # where ours is a 1x1 convolution
     return {k: v.flatten(1) if linear(k) else v for k, v in state.items()}
@@ -57,8 +57,7 @@ def load_official(
     net = PixelCNNpp(n_in - 1, size, n_filters, len(blocks), n_out//n_params(n_in - 1, 1), head)
     net = net.to(state['nin_out.lin_a.bias'].dtype)
     ours = {_official(k): k for k in net.state_dict()}
-    if ours.keys() != state.keys():
-        differ = sorted(ours.keys() ^ state.keys())[:5]
+    if differ := sorted(ours.keys() ^ state.keys())[:5]:
         raise ValueError(f'state must name the tensors of a PixelCNN++ of {len(blocks)} blocks, these differ: {differ}')
     net.load_state_dict({ours[k]: v.reshape(net.state_dict()[ours[k]].shape) for k, v in state.items()})
     return net.eval()
