@@ -147,7 +147,8 @@ class ModelDistribution:
         return self.model.mixture(self.model(x, **self.conditions))
     def log_prob(self, x, batch_size=None):
         "(B,) nats of `x` (B, C, H, W), differentiable in `x`; so many at once: see `in_batches`"
-        check_images(x, 'x', 'B', *self.event_shape)
+        end = 1 + 1e-4 if self.model.head == 'discretized' else math.inf
+        check_images(x, 'x', 'B', *self.event_shape, low=-end, high=end)
         if self.model.head == 'discretized': check_levels(x, 'x')
         self.model.check_conditions(**self.conditions, n=len(x))
         return check_defined(in_batches(_log_prob, batch_size, self, x), 'log p(x)', self.model)
@@ -470,5 +471,5 @@ def sample(self:Autoregressive,
     if uniforms is None:
         if n is None: raise ValueError('say how many samples: n, uniforms or a condition')
         uniforms = self.uniforms(n, generator, seed)
-    check_tensor(uniforms, 'uniforms', 'n' if n is None else n, self.channels+1, *self.size)
+    check_tensor(uniforms, 'uniforms', 'B' if n is None else n, self.channels+1, *self.size)
     return dist.from_uniforms(uniforms, **options)

@@ -32,9 +32,10 @@ class LogisticMixture:
         channels:int=1, # 1, or 3: green leans on red, blue on both
     ):
         per_mix = n_params(channels, 1)
-        B, P, H, W = check_tensor(params, 'params', 'B', 'P', 'H', 'W', finite=False).shape
-        if P % per_mix: raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W), got {(B, P, H, W)}')
-        K = P//per_mix
+        check_tensor(params, 'params', finite=False)
+        if params.ndim != 4 or not params.shape[1] or params.shape[1] % per_mix:
+            raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W), got {tuple(params.shape)}')
+        (B, _, H, W), K = params.shape, params.shape[1]//per_mix
         self.channels, self.n_mix, self.shape, self.params = channels, K, (B, channels, H, W), params
         self.logits = params[:, :K].log_softmax(1)
         rest = params[:, K:].reshape(B, channels, (per_mix - 1)//channels, K, H, W)

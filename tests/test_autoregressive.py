@@ -252,7 +252,7 @@ def test_bad_methods_counts_and_contexts():
     model, given, context = tiny(), tiny(context_channels=1), image(3, 1, 5, 5)
     with pytest.raises(ValueError, match=r"method must be one of \[.*'naive'.*\], got 'magic'"): model.sample(2, method='magic')
     with pytest.raises(ValueError, match='say how many samples'): model.sample()
-    with pytest.raises(ValueError, match='n must be 3 like uniforms, or None, got 5'): model.sample(5, uniforms=model.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(5, 2, 5, 5\), got \(3, 2, 5, 5\)'): model.sample(5, uniforms=model.uniforms(3))
     for n in (0, -1, 2.5, '3'):
         with pytest.raises(ValueError, match='n must be a whole number of at least 1'): model.sample(n)
     with pytest.raises(ValueError, match='context must be None'): model.sample(3, context=context)
