@@ -260,7 +260,7 @@ def test_bad_methods_counts_and_contexts():
     with pytest.raises(ValueError, match='context must be given'): given.sample(3)
     with pytest.raises(ValueError, match='context must be given'): given.log_prob(context)
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.log_prob(context[:2], context)
-    with pytest.raises(ValueError, match='n must be 3 like uniforms, or None, got 2'): given.sample(2, context, uniforms=given.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(2, 2, 5, 5\), got \(3, 2, 5, 5\)'): given.sample(2, context, uniforms=given.uniforms(3))
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.sample(2, context)
     with pytest.raises(ValueError, match=r'context must be \(B, 1, 5, 5\)'): given.sample(context=image(3, 2, 5, 5))
     with pytest.raises(ValueError, match='context holds NaN'): given.sample(context=context*torch.nan)
