@@ -1,4 +1,4 @@
-"`python -m distsmooth`, and `torchrun -m distsmooth`: the command line"
+"`python -m distsmooth`, and `accelerate launch -m distsmooth`: the command line"
 from .cli import main
 
 if __name__ == '__main__': main()

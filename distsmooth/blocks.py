@@ -11,19 +11,17 @@ import math
 from functools import partial
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import nn
-from .checks import check_number
+from .checks import check_given, check_number, check_sigma
 from .masked import WeightNorm, WeightNormConv2d
 from .registry import faster
-from .smoothing import check_sigma
 
 # %% ../nbs/course/07_blocks.ipynb #57da62f4
 def pointwise(
     n_in:int, # Channels in
     n_out:int, # Channels out
 ) -> nn.Module: # (B, n_in, H, W) to (B, n_out, H, W)
-    "A weight-normed 1x1 convolution ('network in network'): mix channels without looking at neighbours"
+    "A weight-normed 1x1 convolution: mix channels without looking at neighbours"
     return WeightNormConv2d(n_in, n_out, 1)
 
 # %% ../nbs/course/07_blocks.ipynb #2d8eec03
@@ -55,7 +53,8 @@ def dropout(
 
 class Dropout(nn.Dropout):
     "`dropout` as a layer"
-    def forward(self, x): return super().forward(x) if self.inplace else dropout(x, self.p, self.training)
+    def forward(self, x):
+        return super().forward(x) if self.inplace else dropout(x, self.p, self.training)
 
 # %% ../nbs/course/07_blocks.ipynb #a9793a0c
 class GatedResidual(nn.Module):
@@ -69,48 +68,39 @@ class GatedResidual(nn.Module):
         dropout:float=0.5, # Share of elements dropped between the convolutions
     ):
         super().__init__()
+        self.n_skip, self.n_context, self.n_cond = n_skip, n_context, n_cond
         self.conv_in, self.conv_out = conv(2*n_filters, n_filters), conv(2*n_filters, 2*n_filters)
         self.skip = pointwise(2*n_skip, n_filters) if n_skip else None
         self.context = pointwise(n_context, n_filters) if n_context else None
         self.cond = nn.Linear(n_cond, 2*n_filters) if n_cond else None
         self.dropout = Dropout(dropout)
 
-# %% ../nbs/course/07_blocks.ipynb #5fd2b863
-@patch
-def forward(self:GatedResidual,
-    x:torch.Tensor, # (B, n_filters, H, W)
-    skip:torch.Tensor=None, # (B, n_skip, H, W); goes through `concat_elu`
-    context:torch.Tensor=None, # (B, n_context, H, W); taken as it is
-    cond:torch.Tensor=None, # (B, n_cond)
-) -> torch.Tensor: # (B, n_filters, H, W)
-    "Add a gated correction to `x`; `ValueError` if a side input is missing, or given to a block that has no use for it"
-    self._check_sides(skip=skip, context=context, cond=cond)
-    h = self.conv_in(concat_elu(x))
-    if skip is not None: h = h + self.skip(concat_elu(skip))
-    if context is not None: h = h + self.context(context)
-    h = self.conv_out(self.dropout(concat_elu(h)))
-    if cond is not None: h = h + self.cond(cond)[:, :, None, None]
-    return gated(x, h)
-
-# %% ../nbs/course/07_blocks.ipynb #80c9ca78
-@patch
-def _check_sides(self:GatedResidual, **sides):
-    for name, value in sides.items():
-        wanted = getattr(self, name) is not None
-        if wanted != (value is not None):
-            made = f'this block was made with n_{name}' + ('' if wanted else '=0')
-            got = None if value is None else tuple(value.shape)
-            raise ValueError(f'{name} must be {"given" if wanted else None}: {made}, got {got}')
+    def forward(self,
+        x:torch.Tensor, # (B, n_filters, H, W)
+        skip:torch.Tensor=None, # (B, n_skip, H, W); goes through `concat_elu`
+        context:torch.Tensor=None, # (B, n_context, H, W); taken as it is
+        cond:torch.Tensor=None, # (B, n_cond)
+    ) -> torch.Tensor: # (B, n_filters, H, W)
+        "Add a gated correction to `x`"
+        check_given(skip, 'skip', 'this block', n_skip=self.n_skip)
+        check_given(context, 'context', 'this block', n_context=self.n_context)
+        check_given(cond, 'cond', 'this block', n_cond=self.n_cond)
+        h = self.conv_in(concat_elu(x))
+        if skip is not None: h = h + self.skip(concat_elu(skip))
+        if context is not None: h = h + self.context(context)
+        h = self.conv_out(self.dropout(concat_elu(h)))
+        if cond is not None: h = h + self.cond(cond)[:, :, None, None]
+        return gated(x, h)
 
 # %% ../nbs/course/07_blocks.ipynb #7ceca0f7
 _CONVS = nn.Conv2d, nn.ConvTranspose2d
 
 def _standardise(conv, inputs, out, scale=1.):
-    "A forward hook: change `conv` so that every channel of `out` has mean 0 and spread `scale`, and hand that on"
+    "A forward hook: change `conv` so that all channels of `out` have mean 0 and spread `scale`"
     std, mean = torch.std_mean(out, (0, 2, 3))
     if not (std > 1e-4).all():
-        raise ValueError('the batch must vary in every channel of every convolution, got standard deviation '
-                         f'{std.min():.2g} in {conv}: give several different images')
+        raise ValueError('the batch must vary in every channel of every convolution: give several '
+                         f'different images, got a standard deviation of {std.min():.2g} in {conv}')
     gain, mean = scale/std, mean if conv.bias is not None else torch.zeros_like(mean)
     axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
     weight = conv.weight*gain.reshape([-1 if i == axis else 1 for i in range(4)])
@@ -123,7 +113,8 @@ def _scales(model, scale, gate_scale):
     "Each convolution of `model` with its standard deviation"
     scales = {m: scale for m in model.modules() if isinstance(m, _CONVS)}
     gates = [b.conv_out for b in model.modules() if isinstance(b, GatedResidual)]
-    return scales | {m: gate_scale for gate in gates for m in gate.modules() if isinstance(m, _CONVS)}
+    return scales | {m: gate_scale for gate in gates for m in gate.modules()
+                     if isinstance(m, _CONVS)}
 
 # %% ../nbs/course/07_blocks.ipynb #2b418d9b
 @torch.no_grad()
@@ -131,10 +122,10 @@ def data_dependent_init(
     model:nn.Module, # Changed in place; run in the mode (training or not) that it is in
     *args, # One batch, as the model takes it
     scale:float=1., # Standard deviation that every convolution gives on that batch
-    gate_scale:float=None, # The same for the second convolution of gated blocks: 0.1 in PixelCNN++; `scale` if left out
+    gate_scale:float=None, # For the second convolution of gated blocks; `scale` if left out
     **kwargs # More of the batch, by name
 ) -> nn.Module: # `model`
-    "Set each convolution's gain and bias so that it gives mean 0, spread `scale` on one batch (Salimans & Kingma 2016)"
+    "Set gains and biases so that convolutions give mean 0, spread `scale` (Salimans & Kingma 2016)"
     scale = check_number(scale, 'scale', '(0, inf)')
     gate_scale = scale if gate_scale is None else check_number(gate_scale, 'gate_scale', '(0, inf)')
     scales = _scales(model, scale, gate_scale)
@@ -161,7 +152,7 @@ class ContextEncoder(nn.Module):
         self.up = nn.ModuleList(block() for _ in range(n_levels))
         self.down = nn.ModuleList(block(n_filters) for _ in range(n_levels-1))
     def forward(self, context):
-        "Features (B, 2*n_filters, H, W), (B, 2*n_filters, H/2, W/2), ... of the `context` (B, channels, H, W)"
+        "Features (B, 2*n_filters, H, W), (.., H/2, W/2), ... of the `context` (B, channels, H, W)"
         levels = [self.up[0](self.init(context))]
         for shrink, block in zip(self.shrink, self.up[1:]): levels.append(block(shrink(levels[-1])))
         for i in reversed(range(len(self.down))):
@@ -170,7 +161,7 @@ class ContextEncoder(nn.Module):
 
 # %% ../nbs/course/07_blocks.ipynb #07aa097e
 class SigmaEmbedding(nn.Module):
-    "A vector for a noise level: cosines of its place in the range, on a log scale, and two linear layers"
+    "A vector for a noise level: cosines of its place in the range, and two linear layers"
     def __init__(self,
         sigma_range:tuple, # (lowest, highest)
         n_filters:int, # Length of the vector
@@ -178,13 +169,14 @@ class SigmaEmbedding(nn.Module):
     ):
         super().__init__()
         self.sigma_range, self.n_cosines = sigma_range, n_cosines
-        self.layers = nn.Sequential(nn.Linear(n_cosines, n_filters), nn.ELU(), nn.Linear(n_filters, n_filters))
+        layers = nn.Linear(n_cosines, n_filters), nn.ELU(), nn.Linear(n_filters, n_filters)
+        self.layers = nn.Sequential(*layers)
     def forward(self, sigma):
-        "(B, n_filters) for `sigma` (B,), or (1, n_filters) for one; a `ValueError` outside of `sigma_range`"
+        "(B, n_filters) for `sigma` (B,), or (1, n_filters) for one; `ValueError` if out of range"
         check_sigma(sigma, self.sigma_range)
         (low, high), weight = self.sigma_range, self.layers[0].weight
-        sigma = sigma.cpu() if isinstance(sigma, torch.Tensor) else torch.tensor(sigma, dtype=torch.float64)
-        sigma = sigma.double().reshape(-1, 1)  # a few numbers, where float64 is sure to be there
+        if not isinstance(sigma, torch.Tensor): sigma = torch.tensor(sigma, dtype=torch.float64)
+        sigma = sigma.cpu().double().reshape(-1, 1)  # where float64 is sure to be there
         place = (sigma/low).log()/math.log(high/low)
         code = (math.pi*place*torch.arange(1, self.n_cosines+1)).cos()
         return self.layers(code.to(weight))

@@ -15,7 +15,7 @@ from .registry import faster
 
 # %% ../nbs/course/11_conditional.ipynb #04b20665
 class StackedPixelCNNpp(Autoregressive):
-    "`p(x | context)` as published (paper, Section 3): context above image in one tall canvas; the lower half counts"
+    "`p(x | context)` as published (paper, Section 3): context above image, the lower half counts"
     def __init__(self,
         channels:int=1, # Channels of the image and of the context, 1 or 3
         size=28, # Side of the images, or (H, W); divisible by 4
@@ -25,12 +25,13 @@ class StackedPixelCNNpp(Autoregressive):
         head:str='continuous', # 'continuous' or 'discretized' (8 bits)
         dropout:float=0.5, # Share of elements dropped in each block
         n_classes:int=0, # Class labels to condition on, 0 for none
-        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for a model of one
+        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for one alone
     ):
         super().__init__(channels, size, n_mix, head, channels, n_classes, sigma_range)
         H, W = self.size
-        if H % 4 or W % 4: raise ValueError(f'size must be divisible by 4, got {self.size}')
-        self.net = PixelCNNpp(channels, (2*H, W), n_filters, n_resnet, n_mix, head, dropout, 0, n_classes, sigma_range)
+        if H % 4: raise ValueError(f'size must be divisible by 4, got {self.size}')
+        rest = n_filters, n_resnet, n_mix, head, dropout, 0, n_classes, sigma_range
+        self.net = PixelCNNpp(channels, (2*H, W), *rest)
         self.sigma_range = self.net.sigma_range
 
     def forward(self,
@@ -40,28 +41,28 @@ class StackedPixelCNNpp(Autoregressive):
         sigma=None, # Noise level, or (B,) of them, for a model with a `sigma_range`
     ) -> torch.Tensor: # (B, P, H, W) parameters of each pixel's mixture
         "Every pixel's mixture from the pixels before it and all of the context"
-        check_tensor(context, 'context', *x.shape)
+        check_tensor(x, 'x', 'B', *self.event_shape, finite=False)
+        self.check_conditions(context, label, sigma, n=len(x))
         return self.net(torch.cat([context, x], 2), None, label, sigma)[:, :, self.size[0]:]
+
+    @faster('distsmooth.engine.cached.LowerHalfDecoder')
+    def decoder(self, encoded, x, start=0):
+        "What goes from pixel to pixel: the engine's decoder reads the upper half in one pass"
+        return Recompute(self, encoded, x, start)
 
 # %% ../nbs/course/11_conditional.ipynb #4692e6f7
 @patch(cls_method=True)
 def from_tall(cls:StackedPixelCNNpp,
-    net:PixelCNNpp, # Without context, for images (2*H, W): from `load_official(state, size=(2*H, W))`
+    net:PixelCNNpp, # Without context, for images (2*H, W): `load_official(state, size=(2*H, W))`
 ) -> StackedPixelCNNpp: # In evaluation mode, with the weights of `net`
     "The second stage that `net` is: the upper half of its canvas is the context"
     H, W = net.size
     if net.context_channels or H % 8:
-        raise ValueError(f'net must have no context and images of a height divisible by 8, got {net.extra_repr()}')
+        found = net.extra_repr()
+        raise ValueError(f'net must have no context and a height divisible by 8, got {found}')
     n_filters, blocks = net.out.weight.shape[1], net.up[0].vertical
-    shape = net.channels, (H//2, W), n_filters, len(blocks), net.n_mix, net.head, blocks[0].dropout.p
-    stacked = cls(*shape, net.n_classes, net.sigma_range)
+    size = net.channels, (H//2, W), n_filters, len(blocks), net.n_mix
+    stacked = cls(*size, net.head, blocks[0].dropout.p, net.n_classes, net.sigma_range)
     stacked = stacked.to(net.out.weight)
     stacked.net.load_state_dict(net.state_dict())
     return stacked.eval()
-
-# %% ../nbs/course/11_conditional.ipynb #88cbd3a1
-@patch
-@faster('distsmooth.engine.cached.LowerHalfDecoder')
-def decoder(self:StackedPixelCNNpp, encoded, x, start=0):
-    "What goes from pixel to pixel: the engine's decoder reads the upper half once, in one pass"
-    return Recompute(self, encoded, x, start)

@@ -10,9 +10,8 @@ import math
 from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
-from .autoregressive import gradient
-from .checks import check_number, check_one_of, check_tensor
-from .smoothing import check_sigma
+from .autoregressive import check_defined, gradient, in_batches
+from .checks import check_images, check_number, check_one_of, check_sigma, check_tensor
 
 # %% ../nbs/course/10_denoising.ipynb #ce6d045e
 class SmoothedDataset:
@@ -23,13 +22,15 @@ class SmoothedDataset:
     ):
         self.x, self.sigma = check_tensor(x, 'x'), check_number(sigma, 'sigma', '(0, inf)')
         if x.ndim < 2 or not len(x):
-            raise ValueError(f'x must hold at least one point (N, ...), got {tuple(x.shape)}')
+            raise ValueError(f'x must hold at least one point, got {tuple(x.shape)}')
     def _log_kernel(self, x_noisy):
         "Exponent of each point's Gaussian, (B, N)"
         check_tensor(x_noisy, 'x_noisy', 'B', *self.x.shape[1:])
-        distance = torch.cdist(x_noisy.flatten(1), self.x.flatten(1), compute_mode='donot_use_mm_for_euclid_dist')
+        exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
+        distance = torch.cdist(x_noisy.flatten(1), self.x.flatten(1), **exact)
         return -distance**2/(2*self.sigma**2)
-    def __repr__(self): return f'SmoothedDataset({len(self.x)} of {tuple(self.x.shape[1:])}, sigma={self.sigma:g})'
+    def __repr__(self):
+        return f'SmoothedDataset({len(self.x)} of {tuple(self.x.shape[1:])}, sigma={self.sigma:g})'
 
 # %% ../nbs/course/10_denoising.ipynb #a1dfbd74
 @patch
@@ -38,21 +39,21 @@ def log_prob(self:SmoothedDataset,
 ) -> torch.Tensor: # (B,) nats, differentiable in `x_noisy`
     "`log q(x_noisy)`: the mean of the points' Gaussians"
     N, n_dims = len(self.x), self.x[0].numel()
-    return self._log_kernel(x_noisy).logsumexp(1) - math.log(N) - n_dims/2*math.log(2*math.pi*self.sigma**2)
+    total = self._log_kernel(x_noisy).logsumexp(1)
+    return total - math.log(N) - n_dims/2*math.log(2*math.pi*self.sigma**2)
 
 # %% ../nbs/course/10_denoising.ipynb #3f1abac8
 @patch
 def denoise(self:SmoothedDataset,
     x_noisy:torch.Tensor, # (B, ...)
-    score:str='joint', # 'joint': `E[x | x_noisy]`; 'local': each pixel given those up to itself, in raster order
+    score:str='joint', # 'joint': `E[x | x_noisy]`; 'local': each pixel given those up to itself
 ) -> torch.Tensor: # (B, ...)
-    "The posterior mean, in closed form: an average of the data points, weighted by how well each explains `x_noisy`"
-    check_one_of(score, 'score', ('joint', 'local'))
-    if score == 'joint': return (self._log_kernel(x_noisy).softmax(1)@self.x.flatten(1)).view_as(x_noisy)
-    check_tensor(x_noisy, 'x_noisy', 'B', *self.x.shape[1:])
+    "The posterior mean, in closed form: an average of the points that may explain `x_noisy`"
+    weights = self._log_kernel(x_noisy).softmax(1)
+    if check_one_of(score, 'score', ('joint', 'local')) == 'joint':
+        return (weights@self.x.flatten(1)).view_as(x_noisy)
     return torch.stack([self._local(one) for one in x_noisy])
 
-# %% ../nbs/course/10_denoising.ipynb #0467181b
 @patch
 def _local(self:SmoothedDataset, x_noisy):
     "The posterior mean of each pixel of one image, given the pixels up to itself"
@@ -73,10 +74,10 @@ def local_score(
     dist, # A `ModelDistribution`, or a model without conditions
     x_noisy:torch.Tensor, # (B, C, H, W)
 ) -> torch.Tensor: # (B, C, H, W), per unit of the [-1, 1] scale
-    "Each pixel's conditional, differentiated in its own value alone; what goes through the network is cut off"
+    "Each pixel's conditional, differentiated in its own value alone, not through the network"
     dist = dist.dist() if hasattr(dist, 'dist') else dist
     if not hasattr(dist, 'mixture'):
-        raise TypeError(f"score='local' needs an autoregressive model, got {type(dist).__name__}: use 'joint'")
+        raise TypeError(f"score='local' needs an autoregressive model, got {type(dist).__name__}")
     with torch.no_grad(): mixture = dist.mixture(x_noisy)
     return gradient(mixture.log_prob, x_noisy)
 
@@ -105,17 +106,20 @@ def evaluating(
 def single_step(
     model, # A model of the smoothed data, with `log_prob`
     x_noisy:torch.Tensor, # (B, C, H, W)
-    sigma:float, # Noise level of the Gaussian kernel, or (B,) of them; a model with a `sigma_range` is told it
-    score:str='joint', # 'joint', as Tweedie's formula asks, or 'local', as the published code computes it
+    sigma:float, # Noise level of the Gaussian kernel, or (B,) of them
+    score:str='joint', # 'joint', as Tweedie's formula asks, or 'local', as the published code does
+    batch_size:int=None, # Images at once: the gradient needs the memory of training
     **conditions # `context` or `label` of a conditional model
 ) -> torch.Tensor: # (B, C, H, W)
-    "Denoise by one gradient step, `x_noisy + sigma**2 * grad log p(x_noisy)` (paper, Section 3): the posterior mean"
+    "`x_noisy + sigma**2 * grad log p(x_noisy)` (paper, Section 3): one step, to the posterior mean"
     if getattr(model, 'head', 'continuous') == 'discretized':
-        raise ValueError("model must be of continuous, smoothed data: masses (head='discretized') have no gradient")
-    check_tensor(x_noisy, 'x_noisy', *(('B', *model.event_shape) if hasattr(model, 'event_shape') else ()))
+        raise ValueError("model must have a score: masses (head='discretized') have none")
+    shape = ('B', *model.event_shape) if hasattr(model, 'event_shape') else ()
+    check_images(x_noisy, 'x_noisy', *shape)
     direction = SCORES[check_one_of(score, 'score', SCORES)]
-    step = torch.as_tensor(check_sigma(sigma), dtype=x_noisy.dtype, device=x_noisy.device)
-    if step.numel() not in (1, len(x_noisy)):
-        raise ValueError(f'sigma must be one or ({len(x_noisy)},) of them, got {step.numel()}')
+    check_sigma(sigma, n=len(x_noisy))
+    step = torch.as_tensor(sigma, dtype=x_noisy.dtype, device=x_noisy.device)
+    step = step.reshape(-1, *[1]*(x_noisy.ndim - 1))
     dist = model.dist_at(sigma, **conditions) if hasattr(model, 'dist_at') else model
-    with evaluating(model): return x_noisy + step.reshape(-1, *[1]*(x_noisy.ndim - 1))**2*direction(dist, x_noisy)
+    with evaluating(model): slope = in_batches(direction, batch_size, dist, x_noisy)
+    return x_noisy + step**2*check_defined(slope, 'the score', model)

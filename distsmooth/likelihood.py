@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 # %% ../nbs/course/13_likelihood.ipynb #312d5301
 import torch
 from tqdm.auto import tqdm
-from .autoregressive import Autoregressive
 from .checks import check_number, check_one_of, check_tensor
 from .logistic import quantize
 from .pipeline import PARTS, SmoothedModel
@@ -60,7 +59,7 @@ def dequantize(
 
 def _check_levels(x):
     if (share := _share_on_levels(x)) == 1: return
-    raise ValueError(f'x must lie on the 256 levels of [-1, 1] (see `quantize`): masses are there, and {share:.1%} does')
+    raise ValueError(f'x must lie on the 256 levels of [-1, 1] (see `quantize`): masses are there, {share:.1%} does')
 
 # %% ../nbs/course/13_likelihood.ipynb #498a43d3
 def _unit(asked, x, allow_levels):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .autoregressive import Autoregressive
-from .checks import check_number
+from .checks import check_number, check_tensor
 
 # %% ../nbs/course/05_made.ipynb #3ddc08c1
 class MaskedLinear(nn.Linear):
-    "A linear layer whose unit sees only the inputs that its `mask` lets through; (B, n_in) to (B, n_out)"
+    "A linear layer whose units see the inputs that `mask` lets through; (B, n_in) to (B, n_out)"
     def __init__(self,
         mask:torch.Tensor, # (n_out, n_in) of 0 and 1
     ):
-        if mask.ndim != 2: raise ValueError(f'mask must be (n_out, n_in), got {tuple(mask.shape)}')
+        check_tensor(mask.float(), 'mask', 'n_out', 'n_in')
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError(f'mask must hold 0 and 1 only, got {mask.unique().tolist()[:5]}')
         super().__init__(mask.shape[1], mask.shape[0])
@@ -34,12 +34,12 @@ def _orders(n_units, n_inputs):
 
 def made_masks(
     n_inputs:int, # Length of the vector
-    n_hidden, # Units of each hidden layer; output `i` sees *all* inputs before `i` if none is below `n_inputs`
-) -> list: # Masks (n_out, n_in), one a layer; the last is (n_inputs, units of the last hidden layer)
+    n_hidden, # Units of each hidden layer; with fewer than `n_inputs`, outputs miss some inputs
+) -> list: # Masks (n_out, n_in), one a layer; the last is (n_inputs, units of the last hidden one)
     "Masks of a MADE (Germain et al. 2015): output `i` depends on the inputs before `i` alone"
     check_number(n_inputs, 'n_inputs', '[1, inf)', whole=True)
     if isinstance(n_hidden, int) or not n_hidden or min(n_hidden) < 1:
-        raise ValueError(f'n_hidden must list the units of each hidden layer, such as (64, 64), got {n_hidden!r}')
+        raise ValueError(f'n_hidden must list the units of hidden layers, got {n_hidden!r}')
     inputs = torch.arange(1, n_inputs+1)
     orders = [inputs] + [_orders(n, n_inputs) for n in n_hidden]
     masks = [(above[:, None] >= below).float() for below, above in zip(orders, orders[1:])]
@@ -47,10 +47,10 @@ def made_masks(
 
 # %% ../nbs/course/05_made.ipynb #4f848c1a
 class MADE(Autoregressive):
-    "A masked autoencoder (Germain et al. 2015) over pixels in raster order; a point is an image of one row"
+    "A masked autoencoder (Germain et al. 2015) over pixels; a point is an image of one row"
     def __init__(self,
         size=(1, 2), # (H, W); (1, D) for vectors of length D
-        n_hidden=(128, 128), # Units of the hidden layers; a layer below D units blurs the order (see `made_masks`)
+        n_hidden=(128, 128), # Units of the hidden layers; fewer than D blur the order
         n_mix:int=5, # Components of each pixel's mixture
         head:str='continuous', # 'continuous' or 'discretized' (8 bits)
         context_channels:int=0, # Channels of the image to condition on, 0 for none

@@ -10,17 +10,8 @@ __all__ = ['KERNELS', 'SHIFTS', 'causal_mask', 'MaskedConv2d', 'shift_padding', 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from fastcore.basics import patch
-from .checks import check_one_of
+from .checks import check_number, check_one_of
 from .registry import faster
-
-# %% ../nbs/course/06_masked.ipynb #76bfa5d7
-def _check_mask(n_in, n_out, kernel_size, kind, colours):
-    if kind not in ('A', 'B'): raise ValueError(f"kind must be 'A' or 'B', got {kind!r}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
-    if colours < 1 or n_in % colours or n_out % colours:
-        raise ValueError(f'n_in and n_out must be multiples of colours={colours}, got {n_in} and {n_out}')
 
 # %% ../nbs/course/06_masked.ipynb #4925cf68
 def causal_mask(
@@ -30,13 +21,18 @@ def causal_mask(
     kind:str, # 'A' hides the pixel's own colour, 'B' shows it
     colours:int=1, # 3 if channels are grouped as red, green, blue
 ) -> torch.Tensor: # (n_out, n_in, kernel_size, kernel_size) of 0 and 1
-    "What a kernel may look at: the pixels before its own in raster order, and in its own the earlier colours"
-    _check_mask(n_in, n_out, kernel_size, kind, colours)
+    "What a kernel may look at: the pixels before its own, and in its own the earlier colours"
+    check_one_of(kind, 'kind', 'AB'), check_number(colours, 'colours', '[1, inf)', whole=True)
+    if kernel_size < 1 or not kernel_size % 2:
+        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
+    if n_in % colours or n_out % colours:
+        raise ValueError(f'n_in and n_out must be multiples of {colours=}, got {n_in} and {n_out}')
     mid, mask = kernel_size//2, torch.zeros(n_out, n_in, kernel_size, kernel_size)
     mask[:, :, :mid] = 1
     mask[:, :, mid, :mid] = 1
     c_in, c_out = (torch.arange(n)*colours//n for n in (n_in, n_out))
-    mask[:, :, mid, mid] = (c_in < c_out[:, None] if kind == 'A' else c_in <= c_out[:, None]).float()
+    sees = c_in < c_out[:, None] if kind == 'A' else c_in <= c_out[:, None]
+    mask[:, :, mid, mid] = sees.float()
     return mask
 
 # %% ../nbs/course/06_masked.ipynb #45d13189
@@ -66,15 +62,15 @@ def shift_padding(
 ) -> tuple: # (left, right, top, bottom) for `F.pad`
     "The padding that pushes a whole kernel into the past"
     (kh, kw), down = kernel, check_one_of(direction, 'direction', KERNELS) == 'down'
-    if kh < 1 or kw < 1: raise ValueError(f'kernel must be (height, width), both at least 1, got {kernel}')
-    if down and kw % 2 == 0: raise ValueError(f"kernel must have an odd width for direction='down', got {kernel}")
+    if kh < 1 or kw < 1 or down and not kw % 2:
+        raise ValueError(f"kernel must be (height, width), odd width for 'down', got {kernel}")
     return (kw//2, kw//2, kh-1, 0) if down else (kw-1, 0, kh-1, 0)
 
 # %% ../nbs/course/06_masked.ipynb #a16c9711
 def _lengths(v): return v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 class WeightNorm:
-    "Makes a convolution's filters lengths times directions, `weight_g*weight_v/|weight_v|` (Salimans & Kingma 2016)"
+    "Filters are lengths times directions, `weight_g*weight_v/|weight_v|` (Salimans & Kingma 2016)"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         v = self._parameters.pop('weight')  # from here on, `weight` is the property below
@@ -86,21 +82,17 @@ class WeightNorm:
         "In place, so that whoever holds the parameters keeps them"
         self.weight_g.copy_(_lengths(weight))
         self.weight_v.copy_(weight)
+    def _load_from_state_dict(self, state, prefix, *args):
+        for i, name in enumerate(('weight_g', 'weight_v')):  # PyTorch's names for them
+            old = f'{prefix}parametrizations.weight.original{i}'
+            if old in state: state[prefix + name] = state.pop(old)
+        super()._load_from_state_dict(state, prefix, *args)
 
 class WeightNormConv2d(WeightNorm, nn.Conv2d):
     "`nn.Conv2d` with weight norm"
 
 class WeightNormConvTranspose2d(WeightNorm, nn.ConvTranspose2d):
     "`nn.ConvTranspose2d` with weight norm; a length for each channel *in*"
-
-# %% ../nbs/course/06_masked.ipynb #7e80afd3
-_OLD_NAMES = {'parametrizations.weight.original0': 'weight_g',  # PyTorch's
-              'parametrizations.weight.original1': 'weight_v'}
-
-@patch
-def _load_from_state_dict(self:WeightNorm, state, prefix, *args):
-    for old in [k for k in _OLD_NAMES if prefix + k in state]: state[prefix + _OLD_NAMES[old]] = state.pop(prefix + old)
-    super(WeightNorm, self)._load_from_state_dict(state, prefix, *args)
 
 # %% ../nbs/course/06_masked.ipynb #fad00001
 @faster('distsmooth.engine.fused.padded')
@@ -117,40 +109,41 @@ def padded(
 SHIFTS = {'down': (0, 0, 1, -1), 'right': (1, -1, 0, 0)}  # (left, right, top, bottom) for `F.pad`
 
 class ShiftedConv2d(nn.Module):
-    "A whole kernel, pushed into the past by padding; (B, n_in, H, W) to (B, n_out, H/stride, W/stride)"
+    "A whole kernel, pushed into the past: (B, n_in, H, W) to (B, n_out, H/stride, W/stride)"
     def __init__(self,
         n_in:int, # Channels in
         n_out:int, # Channels out
-        direction:str='down', # 'down' sees the rows above and its own; 'right' the pixels above and to the left
-        kernel:tuple=None, # (height, width); as published (2, 3) for 'down' and (2, 2) for 'right'
+        direction:str='down', # 'down' sees rows above and its own, 'right' pixels above and left
+        kernel:tuple=None, # (height, width); as published if left out, see `KERNELS`
         stride:int=1, # 2 halves the resolution
-        shift:bool=False, # Move the output one more row down (or column right), to exclude its own
+        shift:bool=False, # Move the output one more row down (or column right): exclude its own
     ):
         super().__init__()
-        if stride < 1 or (shift and stride > 1):
-            raise ValueError(f'stride must be at least 1, and 1 for a layer with shift, got {stride}')
+        if stride < 1 or shift and stride > 1:
+            raise ValueError(f'stride must be at least 1, 1 for a layer with shift, got {stride}')
         kernel = kernel or KERNELS[check_one_of(direction, 'direction', KERNELS)]
         self.direction, self.shift, self.pad = direction, shift, shift_padding(kernel, direction)
-        self.reach = self.pad[2] + (shift and direction == 'down')  # rows above its own that an output looks at
+        # rows above its own that an output looks at
+        self.reach = self.pad[2] + (shift and direction == 'down')
         self.conv = WeightNormConv2d(n_in, n_out, tuple(kernel), stride)
-    def extra_repr(self): return f'direction={self.direction}, shift={self.shift}'
 
-# %% ../nbs/course/06_masked.ipynb #02b051d5
-@patch
-def forward(self:ShiftedConv2d,
-    x:torch.Tensor, # (B, n_in, H, W): the image, or a strip of its rows
-    above:torch.Tensor=None, # (B, n_in, reach, W): the rows above the strip; zeros if left out
-) -> torch.Tensor: # (B, n_out, H/stride, W/stride)
-    "Convolve what is there with zeros, or the rows `above`, in front of it"
-    left, right, top, _ = self.pad
-    if above is not None: x, top = torch.cat([above, x], 2), 0
-    h = self.conv(padded(x, left, right, top))
-    if not self.shift: return h
-    return h[:, :, :-1] if above is not None and self.direction == 'down' else F.pad(h, SHIFTS[self.direction])
+    def forward(self,
+        x:torch.Tensor, # (B, n_in, H, W): the image, or a strip of its rows
+        above:torch.Tensor=None, # (B, n_in, reach, W): the rows above the strip; zeros if left out
+    ) -> torch.Tensor: # (B, n_out, H/stride, W/stride)
+        "Convolve what is there with zeros, or the rows `above`, in front of it"
+        left, right, top, _ = self.pad
+        if above is not None: x, top = torch.cat([above, x], 2), 0
+        h = self.conv(padded(x, left, right, top))
+        if not self.shift: return h
+        if above is not None and self.direction == 'down': return h[:, :, :-1]
+        return F.pad(h, SHIFTS[self.direction])
+
+    def extra_repr(self): return f'direction={self.direction}, shift={self.shift}'
 
 # %% ../nbs/course/06_masked.ipynb #439e087c
 class ShiftedConvTranspose2d(nn.Module):
-    "The way back up, looking no further than `ShiftedConv2d`; (B, n_in, H, W) to (B, n_out, 2*H, 2*W)"
+    "The way back up, as far-sighted as `ShiftedConv2d`: (B, n_in, H, W) to (B, n_out, 2*H, 2*W)"
     def __init__(self,
         n_in:int, # Channels in
         n_out:int, # Channels out
@@ -159,6 +152,6 @@ class ShiftedConvTranspose2d(nn.Module):
         super().__init__()
         kernel = KERNELS[check_one_of(direction, 'direction', KERNELS)]
         self.direction, cut = direction, (0, 1 if direction == 'down' else 0)
-        self.conv = WeightNormConvTranspose2d(n_in, n_out, kernel, stride=2, padding=cut, output_padding=cut)
+        self.conv = WeightNormConvTranspose2d(n_in, n_out, kernel, 2, cut, output_padding=cut)
     def forward(self, x): return self.conv(x)
     def extra_repr(self): return f'direction={self.direction}'

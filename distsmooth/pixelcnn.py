@@ -13,14 +13,13 @@ from fastcore.basics import patch
 from torch import nn
 from .autoregressive import Autoregressive, Recompute
 from .blocks import ContextEncoder, GatedResidual, SigmaEmbedding, pointwise
-from .checks import check_number, check_tensor
+from .checks import check_number, check_sigma_range, check_tensor
 from .masked import ShiftedConv2d, ShiftedConvTranspose2d
 from .registry import faster
-from .smoothing import check_sigma_range
 
 # %% ../nbs/course/08_pixelcnn.ipynb #f081395b
 def _entry(channels, n_filters):
-    "The layers that let the image (and a channel of ones) in: rows above; the row above, and the pixel to the left"
+    "The layers that let the image (and ones) in: rows above; the row above, the pixel to the left"
     conv = partial(ShiftedConv2d, channels+1, n_filters, shift=True)
     return nn.ModuleList([conv('down', (2, 3)), conv('down', (1, 3)), conv('right', (2, 1))])
 
@@ -31,7 +30,7 @@ def with_ones(x):
 
 # %% ../nbs/course/08_pixelcnn.ipynb #b16d7e03
 class Streams(nn.Module):
-    "The gated blocks of one resolution: a stream for the rows above, and one along the row (Salimans et al. 2017)"
+    "The gated blocks of one resolution: a stream for the rows above, and one along the row"
     def __init__(self,
         n_blocks:int, # Gated blocks in each stream
         n_filters:int, # Channels of each stream
@@ -41,12 +40,13 @@ class Streams(nn.Module):
         super().__init__()
         def stream(direction, n_skip):
             conv = partial(ShiftedConv2d, direction=direction)
-            blocks = (GatedResidual(n_filters, conv, n_skip*n_filters, **side) for _ in range(n_blocks))
+            blocks = (GatedResidual(n_filters, conv, n_skip*n_filters, **side)
+                      for _ in range(n_blocks))
             return nn.ModuleList(blocks)
         self.vertical = stream('down', 1 if shortcuts else 0)
         self.horizontal = stream('right', 2 if shortcuts else 1)
     def forward(self, v, h, shortcuts=None, **side):
-        "Yield `v` and `h` (B, n_filters, H, W) after each block; the pairs of the list `shortcuts` are popped as used"
+        "Yield `v` and `h` (B, n_filters, H, W) after each block; `shortcuts` are popped as used"
         for vertical, horizontal in zip(self.vertical, self.horizontal):
             sv, sh = shortcuts.pop() if shortcuts else (None, None)
             v = vertical(v, sv, **side)
@@ -71,7 +71,8 @@ def _pairs(layer, n_filters, **kw):
 
 # %% ../nbs/course/08_pixelcnn.ipynb #491c025e
 class PixelCNNpp(Autoregressive):
-    "PixelCNN++ (Salimans et al. 2017): two streams, three resolutions, shortcuts between the way up and the way down"
+    "PixelCNN++ (Salimans et al. 2017): two streams, three resolutions, shortcuts from up to down"
+    row_multiple = 4  # the coarsest resolution has one row for four
     def __init__(self,
         channels:int=1, # 1 or 3
         size=28, # Side of the images, or (H, W); divisible by 4
@@ -82,32 +83,43 @@ class PixelCNNpp(Autoregressive):
         dropout:float=0.5, # Share of elements dropped in each block
         context_channels:int=0, # Channels of the image to condition on, 0 for none
         n_classes:int=0, # Class labels to condition on, 0 for none
-        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for a model of one
+        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for one alone
     ):
-        super().__init__(channels, size, n_mix, head, context_channels, n_classes, check_sigma_range(sigma_range))
+        sigma_range = check_sigma_range(sigma_range)
+        super().__init__(channels, size, n_mix, head, context_channels, n_classes, sigma_range)
         nf = check_number(n_filters, 'n_filters', '[1, inf)', whole=True)
-        check_number(n_resnet, 'n_resnet', '[1, inf)', whole=True), check_number(dropout, 'dropout', '[0, 1)')
-        if any(side % 4 for side in self.size): raise ValueError(f'size must be divisible by 4, got {self.size}')
+        check_number(n_resnet, 'n_resnet', '[1, inf)', whole=True)
+        check_number(dropout, 'dropout', '[0, 1)')
+        if any(side % 4 for side in self.size):
+            raise ValueError(f'size must be divisible by 4, got {size}')
         n_context, n_cond = 2*nf if context_channels else 0, nf if n_classes or sigma_range else 0
         side = dict(n_context=n_context, n_cond=n_cond, dropout=dropout)
-        self.encoder = ContextEncoder(context_channels, nf, dropout=dropout) if context_channels else None
+        encoder = partial(ContextEncoder, context_channels, nf, dropout=dropout)
+        self.encoder = encoder() if context_channels else None
         self.label = nn.Embedding(n_classes, nf) if n_classes else None
-        self.sigma_embedding = SigmaEmbedding(self.sigma_range, nf) if sigma_range else None
+        self.sigma_embedding = SigmaEmbedding(sigma_range, nf) if sigma_range else None
         self.init = _entry(channels, nf)
         self.up = nn.ModuleList(Streams(n_resnet, nf, False, **side) for _ in range(3))
         self.down = nn.ModuleList(Streams(n_resnet + (i > 0), nf, True, **side) for i in range(3))
-        self.shrink, self.grow = _pairs(ShiftedConv2d, nf, stride=2), _pairs(ShiftedConvTranspose2d, nf)
+        self.shrink = _pairs(ShiftedConv2d, nf, stride=2)
+        self.grow = _pairs(ShiftedConvTranspose2d, nf)
         self.out = pointwise(nf, self.n_out)
     def _load_from_state_dict(self, state, prefix, *args):
-        for key in [k for k in state if k.startswith(f'{prefix}level.')]:  # the embedding's name until 0.1
-            state[key.replace(f'{prefix}level.', f'{prefix}sigma_embedding.', 1)] = state.pop(key)
+        old, new = f'{prefix}level.', f'{prefix}sigma_embedding.'  # the embedding's name until 0.1
+        for key in [k for k in state if k.startswith(old)]:
+            state[key.replace(old, new, 1)] = state.pop(key)
         super()._load_from_state_dict(state, prefix, *args)
+    def extra_repr(self):
+        "The line that `print(model)` begins with"
+        names = 'channels', 'size', 'n_mix', 'head', 'context_channels', 'n_classes', 'sigma_range'
+        settings = ', '.join(f'{name}={getattr(self, name)}' for name in names)
+        return f'{settings}: {sum(p.numel() for p in self.parameters()):,} parameters'
 
 # %% ../nbs/course/08_pixelcnn.ipynb #0a4cd218
 @patch
 def _way_up(self:PixelCNNpp, x, sides):
     "The stack of `(v, h)` after every layer of the way up"
-    x = with_ones(x).contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
+    x = with_ones(x).movedim(1, 3).contiguous().movedim(3, 1)  # channels last: faster on a CPU
     kept = [(self.init[0](x), self.init[1](x) + self.init[2](x))]
     for i, streams in enumerate(self.up):
         if i: kept.append(self.shrink[i-1](*kept[-1]))
@@ -130,20 +142,18 @@ def encode(self:PixelCNNpp,
     context:torch.Tensor=None, # (n, context_channels, H, W)
     label:torch.Tensor=None, # (n,) class numbers, or one for all
     sigma=None, # Noise level, or (n,) of them
-) -> tuple: # Features of the context at each resolution, or None; a vector (n or 1, n_filters), or None
-    "The conditions as `params` takes them"
+) -> tuple: # Features of the context at each resolution; a vector (n or 1, n_filters)
+    "The conditions as `params` takes them; None for what is not there"
     like = self.out.weight
     features = [None]*3 if context is None else self.encoder(context.to(like.dtype))
-    vectors = [] if label is None else [self.label(torch.as_tensor(label, device=like.device).long().reshape(-1))]
+    vectors = []
+    if label is not None:
+        label = torch.as_tensor(label, device=like.device).long()
+        vectors.append(self.label(label.reshape(-1)))
     if sigma is not None: vectors.append(self.sigma_embedding(sigma))
     return features, sum(vectors) if vectors else None
 
 # %% ../nbs/course/08_pixelcnn.ipynb #925b6fb4
-@patch(as_prop=True)
-def row_multiple(self:PixelCNNpp) -> int: # Rows
-    "The coarsest resolution has one row for four"
-    return 4
-
 @patch
 @faster('distsmooth.engine.cached.CachedDecoder')
 def decoder(self:PixelCNNpp, encoded, x, start=0):
@@ -161,7 +171,8 @@ def params(self:PixelCNNpp,
     (features, vector), bottom = encoded, top + x.shape[2]
     strips = [None if f is None else f[:, :, top >> i:bottom >> i] for i, f in enumerate(features)]
     sides = [dict(context=strip, cond=vector) for strip in strips]
-    return self.out(F.elu(self._way_down(self._way_up(x.to(self.out.weight.dtype), sides), sides)))
+    kept = self._way_up(x.to(self.out.weight.dtype), sides)
+    return self.out(F.elu(self._way_down(kept, sides)))
 
 # %% ../nbs/course/08_pixelcnn.ipynb #23c3ed35
 @patch
@@ -170,16 +181,8 @@ def forward(self:PixelCNNpp,
     context:torch.Tensor=None, # (B, context_channels, H, W), for a model with `context_channels`
     label:torch.Tensor=None, # (B,) class numbers, or one for all, for a model with `n_classes`
     sigma=None, # Noise level, or (B,) of them, for a model with a `sigma_range`
-) -> torch.Tensor: # (B, P, H, W) parameters of each pixel's mixture, P = `n_params(channels, n_mix)`
-    "Every pixel's mixture from the pixels before it, all in one pass; `ValueError` for inputs of the wrong shape"
+) -> torch.Tensor: # (B, P, H, W) parameters of each pixel's mixture, P = `n_out`
+    "Every pixel's mixture from the pixels before it, all in one pass"
     check_tensor(x, 'x', 'B', *self.event_shape, finite=False)
     self.check_conditions(context, label, sigma, n=len(x))
     return self.params(x, self.encode(context, label, sigma))
-
-# %% ../nbs/course/08_pixelcnn.ipynb #8e88e3e6
-@patch
-def extra_repr(self:PixelCNNpp):
-    "The line that `print(model)` begins with"
-    names = 'channels', 'size', 'n_mix', 'head', 'context_channels', 'n_classes', 'sigma_range'
-    settings = ', '.join(f'{name}={getattr(self, name)}' for name in names)
-    return f'{settings}: {sum(p.numel() for p in self.parameters()):,} parameters'

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from fastcore.basics import patch
+from .checks import check_each, check_number, check_one_of, check_tensor
 
 # %% ../nbs/course/01_toys.ipynb #522fce19
 class Toy:
@@ -21,15 +22,13 @@ class Toy:
         generator=None, # A `torch.Generator`, for points that can be drawn again
     ) -> torch.Tensor: # (n, dims) float32
         "Draw `n` points"
-        if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number above 0, got {n!r}')
-        return self._sample(n, generator).float()
+        return self._sample(check_number(n, 'n', '[1, inf)', whole=True), generator).float()
 
     def log_prob(self,
-        points:torch.Tensor, # (n, dims)
-    ) -> torch.Tensor: # (n,) nats, in the type of `points`
+        points:torch.Tensor, # (B, dims)
+    ) -> torch.Tensor: # (B,) nats, in the type of `points`
         "Exact log density, computed in float64 and differentiable in `points`"
-        if points.ndim != 2 or points.shape[1] != self.dims:
-            raise ValueError(f'points must be (n, {self.dims}), got {tuple(points.shape)}')
+        check_tensor(points, 'points', 'B', self.dims)
         return self._log_prob(points.double().cpu()).to(points)
 
 # %% ../nbs/course/01_toys.ipynb #9bbd1b80
@@ -43,19 +42,17 @@ def density(self:Toy,
     return self.log_prob(points.reshape(-1, self.dims)).exp().reshape(shape).numpy()
 
 # %% ../nbs/course/01_toys.ipynb #84af6f6f
-def _positive(name, values):
-    "`values` as a float64 tensor; raises `ValueError` naming `name` unless all are finite and above 0"
-    t = torch.as_tensor(values, dtype=torch.float64)
-    if not t.numel() or not (t.isfinite() & (t > 0)).all():
-        raise ValueError(f'{name} must be finite and above 0, got {values!r}')
-    return t
+def _f64(values): return torch.as_tensor(values, dtype=torch.float64)
+def _positive(name, values): return check_each(_f64(values), name, '(0, inf)')
 
 def _log_normal(z, width):
-    "Log density of normal numbers with standard deviation `width`, at the distance `z` from the mean"
+    "Log density of normal numbers of standard deviation `width`, at the distance `z` from the mean"
     return -(z/width)**2/2 - (width*math.sqrt(2*math.pi)).log()
 
-def _normal(n, dims, generator): return torch.randn(n, dims, dtype=torch.float64, generator=generator)
-def _choose(weights, n, generator): return torch.multinomial(weights, n, replacement=True, generator=generator)
+def _normal(n, dims, generator):
+    return torch.randn(n, dims, dtype=torch.float64, generator=generator)
+def _choose(weights, n, generator):
+    return torch.multinomial(weights, n, replacement=True, generator=generator)
 
 # %% ../nbs/course/01_toys.ipynb #1ea78404
 class NarrowModes(Toy):
@@ -66,13 +63,14 @@ class NarrowModes(Toy):
         width:float=.02, # Standard deviation of each mode
         weights=None, # (K,) shares, up to a factor; equal if left out
     ):
-        self.centres, self.width = torch.as_tensor(centres, dtype=torch.float64), _positive('width', width)
-        self.weights = _positive('weights', [1.]*len(self.centres) if weights is None else weights)
-        if self.weights.shape != self.centres.shape:
-            raise ValueError(f'weights must have one entry for each of the {len(self.centres)} centres, '
-                             f'got {len(self.weights)}')
-        self.weights = self.weights/self.weights.sum()
-    def _log_prob(self, x): return torch.logsumexp(self.weights.log() + _log_normal(x - self.centres, self.width), 1)
+        self.centres, self.width = _f64(centres), _positive('width', width)
+        if weights is None: weights = torch.ones(len(self.centres))
+        weights = _positive('weights', weights)
+        check_tensor(weights, 'weights', len(self.centres))
+        self.weights = weights/weights.sum()
+    def _log_prob(self, x):
+        each = _log_normal(x - self.centres, self.width)
+        return torch.logsumexp(self.weights.log() + each, 1)
     def _sample(self, n, generator):
         k = _choose(self.weights, n, generator)
         return self.centres[k, None] + self.width*_normal(n, 1, generator)
@@ -80,14 +78,15 @@ class NarrowModes(Toy):
 
 # %% ../nbs/course/01_toys.ipynb #a0ddd5a5
 def _log_ring(d, radius, width):
-    "Log density, at the distance `d` from the centre, of a circle of `radius` blurred by normal noise of `width`"
-    return -(2*math.pi*width**2).log() - ((d - radius)/width)**2/2 + torch.special.i0e(d*radius/width**2).log()
+    "Log density, at the distance `d` from the centre, of a circle blurred by normal noise"
+    bessel = torch.special.i0e(d*radius/width**2).log()
+    return -(2*math.pi*width**2).log() - ((d - radius)/width)**2/2 + bessel
 
 # %% ../nbs/course/01_toys.ipynb #6e0ccc6b
 class _RingMixture(Toy):
     "Rings of one thickness: `centres` (K, 2) and `radii` (K,); longer rings get more points"
     def __init__(self, centres, radii, width):
-        self.centres, self.radii = torch.as_tensor(centres, dtype=torch.float64), _positive('radii', radii)
+        self.centres, self.radii = _f64(centres), _positive('radii', radii)
         self.width, self.weights = _positive('width', width), self.radii/self.radii.sum()
     def _log_prob(self, x):
         d = ((x[:, None] - self.centres)**2).sum(-1).add(1e-24).sqrt()
@@ -97,7 +96,8 @@ class _RingMixture(Toy):
         angle = 2*math.pi*torch.rand(n, dtype=torch.float64, generator=generator)
         circle = self.radii[k, None]*torch.stack([angle.cos(), angle.sin()], 1)
         return self.centres[k] + circle + self.width*_normal(n, 2, generator)
-    def __repr__(self): return f'{type(self).__name__}({len(self.radii)} rings, width={self.width:g})'
+    def __repr__(self):
+        return f'{type(self).__name__}({len(self.radii)} rings, width={self.width:g})'
 
 # %% ../nbs/course/01_toys.ipynb #49342a6e
 class Rings(_RingMixture):
@@ -112,13 +112,10 @@ class Rings(_RingMixture):
 def smoothed(self:Toy,
     sigma:float, # Standard deviation of the normal noise; 0 for none
 ) -> Toy: # The exact distribution of the points with noise on them
-    "The toy after Gaussian smoothing: widths add in squares; raises `ValueError` for a toy where no formula is known"
-    if self.width is None:
-        raise ValueError(f'no formula is known for {self!r} with noise on it; take narrow modes, rings or olympics')
-    if not (isinstance(sigma, (int, float)) and 0 <= sigma < math.inf):
-        raise ValueError(f'sigma must be finite and not negative, got {sigma!r}')
+    "The toy after Gaussian smoothing: widths add in squares; `ValueError` if no formula is known"
+    if self.width is None: raise ValueError(f'no formula is known for {self!r} with noise on it')
     toy = copy.copy(self)
-    toy.width = (self.width**2 + sigma**2).sqrt()
+    toy.width = (self.width**2 + check_number(sigma, 'sigma', '[0, inf)')**2).sqrt()
     return toy
 
 # %% ../nbs/course/01_toys.ipynb #22494465
@@ -140,7 +137,7 @@ def _rotate(points, angle):
 
 # %% ../nbs/course/01_toys.ipynb #99d956a9
 class Pinwheel(Toy):
-    "Curved arms: normal blobs, twisted by an angle proportional to the distance from the centre, which keeps areas"
+    "Curved arms: normal blobs, twisted by an angle proportional to the distance from the centre"
     def __init__(self,
         arms:int=5, # Number of arms
         twist:float=4., # Radians per unit of distance
@@ -148,11 +145,12 @@ class Pinwheel(Toy):
         length:float=.15, # Standard deviation along the arm
         width:float=.04, # Standard deviation across the arm
     ):
-        if not isinstance(arms, int) or arms < 1: raise ValueError(f'arms must be a whole number above 0, got {arms!r}')
-        self.angles = 2*math.pi*torch.arange(arms, dtype=torch.float64)/arms
-        self.middle = torch.stack([_positive('radius', radius), torch.zeros((), dtype=torch.float64)])
-        self.twist, self.spread = float(twist), torch.stack([_positive('length', length), _positive('width', width)])
-    def __repr__(self): return f'Pinwheel({len(self.angles)} arms, twist={self.twist:g}, width={self.spread[1]:g})'
+        arms = check_number(arms, 'arms', '[1, inf)', whole=True)
+        self.angles, self.twist = 2*math.pi*_f64(range(arms))/arms, check_number(twist, 'twist')
+        self.middle = torch.stack([_positive('radius', radius), _f64(0.)])
+        self.spread = torch.stack([_positive('length', length), _positive('width', width)])
+    def __repr__(self):
+        return f'Pinwheel({len(self.angles)} arms, twist={self.twist:g}, width={self.spread[1]:g})'
 
 # %% ../nbs/course/01_toys.ipynb #2f0807c5
 @patch
@@ -165,7 +163,8 @@ def _sample(self:Pinwheel, n, generator):
 def _log_prob(self:Pinwheel, x):
     straight = _rotate(x, -self.twist*(x**2).sum(-1).add(1e-24).sqrt())
     arms = _rotate(straight[:, None], -self.angles)
-    return torch.logsumexp(_log_normal(arms - self.middle, self.spread).sum(-1), 1) - math.log(len(self.angles))
+    each = _log_normal(arms - self.middle, self.spread).sum(-1)
+    return torch.logsumexp(each, 1) - math.log(len(self.angles))
 
 # %% ../nbs/course/01_toys.ipynb #389a411e
 TOYS = {'narrow_modes': NarrowModes, 'rings': Rings, 'olympics': Olympics, 'pinwheel': Pinwheel}
@@ -175,5 +174,4 @@ def load_toy(
     **options, # Passed to its class: `width` for all, and what else it knows
 ) -> Toy:
     "A toy density by name; raises `ValueError` if there is none of that name"
-    if name not in TOYS: raise ValueError(f'name must be one of {list(TOYS)}, got {name!r}')
-    return TOYS[name](**options)
+    return TOYS[check_one_of(name, 'name', TOYS)](**options)

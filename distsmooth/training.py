@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['raw_objective', 'smooth_objective', 'reverse_objective', 'TrainConfig', 'make_generator', 'batch_indices',
            'growing_ema', 'make_accelerator', 'Trainer', 'compile_blocks', 'images', 'labels', 'Batches', 'to_device',
-           'seeded', 'State', 'train']
+           'seeded', 'State', 'training_steps', 'train']
 
 # %% ../nbs/course/09_training.ipynb #a53d28f5
 import math
@@ -28,10 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/course/09_training.ipynb #d2bfafc2
-from .checks import check_fields, within
+from .checks import check_fields, check_images, check_number, check_sigma_range, within
 from .data import Images
 from .blocks import GatedResidual, data_dependent_init
-from .smoothing import check_sigma_range
 
 # %% ../nbs/course/09_training.ipynb #75ce35ac
 def raw_objective(
@@ -44,16 +43,17 @@ def raw_objective(
 # %% ../nbs/course/09_training.ipynb #8ae9fdd4
 def smooth_objective(
     kernel, # `q(x_noisy | x)`
-    sigma_range:tuple=None, # (lowest, highest): draw a sigma for each image; the kernel's own if left out
+    sigma_range:tuple=None, # (lowest, highest): a sigma for each image; the kernel's if left out
 ): # An objective
     "Model smoothed data: target `x_noisy`"
+    sigma_range = check_sigma_range(sigma_range)
     return partial(_smoothed, kernel=kernel, sigma_range=sigma_range)
 
 # %% ../nbs/course/09_training.ipynb #3824d5aa
 def _smoothed(x, generator=None, *, kernel, sigma_range):
     "Smoothed images, and the noise levels, log-uniform, if there is a range of them"
     if sigma_range is None: return kernel.sample(x, generator), {}
-    low, high = check_sigma_range(sigma_range)
+    low, high = sigma_range
     sigma = low*(high/low)**torch.rand(len(x), generator=generator)
     noise = type(kernel)(1.).sample(torch.zeros_like(x), generator)
     return x + sigma[:, None, None, None]*noise, dict(sigma=sigma)
@@ -61,10 +61,12 @@ def _smoothed(x, generator=None, *, kernel, sigma_range):
 # %% ../nbs/course/09_training.ipynb #e495dd6a
 def reverse_objective(
     kernel, # `q(x_noisy | x)`
-    clean_noise:float=0., # Standard deviation of noise on the target; 0.01 in the paper's code, for a continuous head
+    clean_noise:float=0., # Standard deviation of noise on the target; 0.01 in the paper's code
     sigma_range:tuple=None, # As in `smooth_objective`
 ): # An objective
     "Model clean data given smoothed data: target `x`, context `x_noisy`"
+    check_number(clean_noise, 'clean_noise', '[0, inf)')
+    sigma_range = check_sigma_range(sigma_range)
     return partial(_reversed, kernel=kernel, clean_noise=clean_noise, sigma_range=sigma_range)
 
 def _reversed(x, generator=None, *, kernel, clean_noise, sigma_range):
@@ -78,39 +80,37 @@ class TrainConfig:
     "How to train, with a reason beside each value"
     epochs:int=within('[1, inf)', 1) # passes over the data: one over MNIST is enough for digits
     steps:Optional[int]=within('[1, inf)', None) # end after so many steps instead
-    batch_size:int=within('[1, inf)', 16) # images a step, over all processes: on a CPU many steps beat large batches
-    accumulate:int=within('[1, inf)', 1) # parts of a batch, one after the other: less memory, the same gradient
-    lr:float=within('(0, inf)', 4e-3) # high: the run is short and ends at 0 (the paper's 2e-4 is for 1000 epochs)
-    warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, while Adam's moments settle; a tenth of the run at most
-    schedule:Literal['cosine', 'exponential']='cosine' # down to 0 at the end, or by `decay` at each step, as published
+    batch_size:int=within('[1, inf)', 16) # images a step, over all processes: small, for many steps
+    accumulate:int=within('[1, inf)', 1) # parts of a batch: less memory, the same gradient
+    lr:float=within('(0, inf)', 4e-3) # high: a short run that ends at 0 (paper: 2e-4, 1000 epochs)
+    warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, a tenth of the run at most
+    schedule:Literal['cosine', 'exponential']='cosine' # to 0, or by `decay` a step, as published
     decay:float=within('(0, 1]', 0.999995) # of the exponential schedule
-    betas:tuple[float, float]=(0.95, 0.9995) # Adam's, as in PixelCNN++; the paper's code keeps PyTorch's (0.9, 0.999)
-    clip:Optional[float]=within('(0, inf)', 1.) # largest norm of the gradient: one odd batch cannot undo the run
-    ema:float=within('[0, 1)', 0.999) # decay of the averaged weights: 1000 steps or a tenth of a run; 0 for none
-    init_batch:int=within('[0, inf)', 128) # images for the data-dependent initialisation; 0 for none
-    bf16:bool=False # layers in bfloat16, the loss in float32: a gain where the hardware has units for it
-    compile:bool=False # fuse each block by torch.compile: pays on a GPU, and in runs of many minutes
-    num_workers:int=within('[0, inf)', 0) # processes that read images ahead: for files that take time to decode
+    betas:tuple[float, float]=within('[0, 1)', (0.95, 0.9995)) # Adam's (paper's code: 0.9, 0.999)
+    clip:Optional[float]=within('(0, inf)', 1.) # largest gradient: no odd batch undoes the run
+    ema:float=within('[0, 1)', 0.999) # of averaged weights: 1000 steps or a tenth of a run
+    init_batch:int=within('[0, inf)', 128) # images for the data-dependent start; 0 for none
+    bf16:bool=False # layers in bfloat16, the loss in float32: a gain where the hardware can do it
+    compile:bool=False # fuse each block by torch.compile: pays on a GPU, and in long runs
+    num_workers:int=within('[0, inf)', 0) # processes that read ahead: for files to be decoded
     pin_memory:bool=True # let a GPU fetch a batch while it computes; nothing changes without a GPU
     seed:int=0 # of the order of the images, the noise and the dropout
     __post_init__ = check_fields
 
-# %% ../nbs/course/09_training.ipynb #c032b99f
-@patch
-def total(self:TrainConfig,
-    n:int, # Images in the data
-) -> int: # Steps of the whole run; an incomplete last batch of an epoch is left out
-    return self.steps or self.epochs*max(1, n//self.batch_size)
+    def total(self,
+        n:int, # Images in the data
+    ) -> int: # Steps
+        "Steps of the whole run; an incomplete last batch of an epoch is left out"
+        return self.steps or self.epochs*max(1, n//self.batch_size)
 
-# %% ../nbs/course/09_training.ipynb #2f3fb1b6
-@patch
-def lr_at(self:TrainConfig,
-    step:int, # From 0
-    total:int, # Steps of the whole run
-) -> float: # Learning rate
-    "A linear warm-up, times a cosine down to 0, or times a power"
-    ramp = min(1, (step+1)/max(1, min(self.warmup, total//10)))
-    return self.lr*ramp*(self.decay**step if self.schedule == 'exponential' else (1 + math.cos(math.pi*step/total))/2)
+    def lr_at(self,
+        step:int, # From 0
+        total:int, # Steps of the whole run
+    ) -> float: # Learning rate
+        "A linear warm-up, times a cosine down to 0, or times a power"
+        ramp = min(1, (step+1)/max(1, min(self.warmup, total//10)))
+        if self.schedule == 'exponential': return self.lr*ramp*self.decay**step
+        return self.lr*ramp*(1 + math.cos(math.pi*step/total))/2
 
 # %% ../nbs/course/09_training.ipynb #c5f95a61
 def make_generator(
@@ -128,6 +128,8 @@ def batch_indices(
     seed:int=0, # Of the run
 ) -> torch.Tensor: # (batch_size,) which images belong to the step
     "Shuffled anew for each epoch; an incomplete last batch is left out"
+    check_number(n, 'n', '[1, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    check_number(step, 'step', '[0, inf)', whole=True)
     size = min(batch_size, n)
     epoch, i = divmod(step, n//size)
     return _order(n, seed, epoch)[i*size:(i+1)*size].clone()
@@ -139,17 +141,17 @@ def _order(n, seed, epoch): return torch.randperm(n, generator=make_generator(se
 def growing_ema(
     decay:float, # The largest one
 ): # What `AveragedModel` takes as `multi_avg_fn`
-    "A moving average that forgets its start: after `t` averages its decay is `min(decay, (1+t)/(10+t))`"
+    "A moving average that forgets its start: decay `min(decay, (1+t)/(10+t))` after `t` steps"
     def average(averages, weights, t):
         get_ema_multi_avg_fn(min(decay, (1 + t.item())/(10 + t.item())))(averages, weights, t)
     return average
 
 # %% ../nbs/course/09_training.ipynb #59a944b5
 def make_accelerator() -> Accelerator:
-    "What `accelerate config` or the environment say decides where a run takes place, but not what it computes"
+    "The user's `accelerate config` decides where a run takes place, but not what it computes"
     for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
         if parse_flag_from_env(name := f'ACCELERATE_USE_{kind}'):
-            raise ValueError(f'{name} must not be set, got {os.environ[name]!r}: each process holds a whole network; '
+            raise ValueError(f'{name} must not be set, got {os.environ[name]!r}: '
                              'choose plain multi-GPU or multi-CPU in `accelerate config`')
     once = GradientAccumulationPlugin(num_steps=1)
     return Accelerator(mixed_precision='no', dynamo_backend='no', gradient_accumulation_plugin=once)
@@ -163,26 +165,26 @@ class Trainer:
         objective, # `raw_objective`, `smooth_objective(kernel)` or `reverse_objective(kernel)`
         config:TrainConfig=None, # The defaults if left out
     ):
-        self.config, self.data, self.objective, self.step = config or TrainConfig(), data, objective, 0
-        self.accelerator, self.model = make_accelerator(), model.to(memory_format=torch.channels_last)
-        self.total, self.n = self.config.total(len(data)), min(self.config.batch_size, len(data))
-        _check_batch(self.n, self.accelerator.num_processes)
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.config.lr, betas=tuple(self.config.betas))
+        self.config = config = config or TrainConfig()
+        self.data, self.objective, self.step = data, objective, 0
+        self.accelerator = make_accelerator()
+        self.model = model.to(memory_format=torch.channels_last)
+        self.total, self.n = config.total(len(data)), min(config.batch_size, len(data))
+        check_number(len(data), 'len(data)', '[1, inf)', whole=True)
+        least = f'[{self.accelerator.num_processes}, inf)'
+        check_number(self.n, 'batch_size (an image a process)', least, whole=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=tuple(config.betas))
         self.net, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.ema = AveragedModel(model, multi_avg_fn=growing_ema(self.config.ema)).eval()
-        if self.config.compile: compile_blocks(model)
-
-def _check_batch(n, processes):
-    if not n: raise ValueError('data must hold at least one image, got none')
-    if n < processes:
-        raise ValueError(f'batch_size must be at least the number of processes, {processes}, got a batch of {n}')
+        self.ema = AveragedModel(model, multi_avg_fn=growing_ema(config.ema)).eval()
+        if config.compile: compile_blocks(model)
 
 # %% ../nbs/course/09_training.ipynb #46a16f34
 def compile_blocks(
     model:nn.Module, # Changed in place
 ):
-    "Have `torch.compile` fuse each gated block; blocks that differ in their weights alone share the result"
-    config = torch._dynamo.config  # 12 shapes: two streams up, two down, at three resolutions; and again in eval mode
+    "Have `torch.compile` fuse each gated block; blocks of one shape share the result"
+    config = torch._dynamo.config
+    # 12 shapes: two streams up, two down, at three resolutions; and again in eval mode
     config.recompile_limit = max(config.recompile_limit, 64)
     for block in model.modules():
         if isinstance(block, GatedResidual): block.compile(dynamic=False)
@@ -195,7 +197,8 @@ def images(
     "Some images of the data"
     first = lambda item: item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(data, (torch.Tensor, Images)): return first(data[index])
-    return torch.stack([first(data[i]) for i in index.tolist()])  # a data set that hands out one at a time
+    # a data set that hands out one at a time
+    return torch.stack([first(data[i]) for i in index.tolist()])
 
 def labels(
     data, # A data set of images with labels
@@ -210,11 +213,12 @@ def labels(
 # %% ../nbs/course/09_training.ipynb #250d1a71
 def _share(batch, part, parts):
     target, conditions = batch
-    return target[part::parts].contiguous(), {k: v[part::parts].contiguous() for k, v in conditions.items()}
+    mine = lambda x: x[part::parts].contiguous()
+    return mine(target), {k: mine(v) for k, v in conditions.items()}
 
 # %% ../nbs/course/09_training.ipynb #4e463f6e
 class Batches(Dataset):
-    "What each step of a run learns from: item `step` is `(target, conditions)`, one process's share of the rows"
+    "What each step of a run learns from: item `step` is one process's `(target, conditions)`"
     def __init__(self,
         data, # (N, C, H, W) clean images in [-1, 1], or a data set of them
         objective, # Clean images to `(target, conditions)`, each row by itself
@@ -227,7 +231,7 @@ class Batches(Dataset):
         self.part, self.parts, self.labelled = part, parts, labelled
     def __getitem__(self, step):
         index = batch_indices(len(self.data), self.config.batch_size, step, self.config.seed)
-        mine = images(self.data, index[self.part::self.parts])
+        mine = check_images(images(self.data, index[self.part::self.parts]), 'data', 'B', 'C', 'H', 'W')
         x = mine.new_full((len(index), *mine.shape[1:]), math.nan)
         x[self.part::self.parts] = mine
         target, conditions = self.objective(x, make_generator(self.config.seed, 'noise', step))
@@ -239,7 +243,8 @@ class Batches(Dataset):
 def batches(self:Trainer) -> Batches: # Of this process
     "What each step learns from"
     acc, labelled = self.accelerator, bool(self.model.n_classes)
-    return Batches(self.data, self.objective, self.config, acc.process_index, acc.num_processes, labelled)
+    who = acc.process_index, acc.num_processes
+    return Batches(self.data, self.objective, self.config, *who, labelled)
 
 @patch
 def examples(self:Trainer,
@@ -248,7 +253,7 @@ def examples(self:Trainer,
     generator, # Of the noise
 ) -> tuple: # (target, conditions), on the device
     "What the objective, and the labels if the model takes them, make of some images"
-    target, conditions = self.objective(images(data, index), generator)
+    target, conditions = self.objective(check_images(images(data, index), 'data', 'B', 'C', 'H', 'W'), generator)
     if self.model.n_classes: conditions = dict(conditions, label=labels(data, index))
     return to_device((target, conditions), self.accelerator.device)
 
@@ -263,8 +268,9 @@ def loader(self:Trainer) -> DataLoader: # Of `(target, conditions)`
     "What the steps that are left learn from, in order"
     config = self.config
     pin = config.pin_memory and self.accelerator.device.type == 'cuda'
-    return DataLoader(self.batches, sampler=range(self.step, self.total), batch_size=None, pin_memory=pin,
-                      num_workers=config.num_workers, generator=make_generator(config.seed, 'workers'))
+    return DataLoader(self.batches, sampler=range(self.step, self.total), batch_size=None,
+                      pin_memory=pin, num_workers=config.num_workers,
+                      generator=make_generator(config.seed, 'workers'))
 
 # %% ../nbs/course/09_training.ipynb #004e6d43
 def to_device(
@@ -290,7 +296,7 @@ def losses(self:Trainer,
 # %% ../nbs/course/09_training.ipynb #189b251f
 @patch
 def gradient(self:Trainer,
-    batch:tuple=None, # (target, conditions), this process's share; that of the next step if left out
+    batch:tuple=None, # (target, conditions), this process's share; the next step's if left out
 ) -> float: # Nats/dim of the whole batch
     "Work off a batch, part by part: its gradient is in the parameters afterwards"
     acc, loss = self.accelerator, 0.
@@ -312,8 +318,9 @@ def seeded(
     seed:int, # Of the run
     *what # What the numbers are for, as in `make_generator`
 ):
-    "Inside, the global random numbers of the CPU and of `device` follow from the seed; outside, nothing has changed"
-    others, seed = [] if device.type == 'cpu' else [device], make_generator(seed, *what).initial_seed()
+    "Inside, the global random numbers of the CPU and of `device` follow from the seed"
+    others = [] if device.type == 'cpu' else [device]
+    seed = make_generator(seed, *what).initial_seed()
     with torch.random.fork_rng(others):
         torch.default_generator.manual_seed(seed)
         for d in others: torch.get_device_module(d).manual_seed(seed)
@@ -322,29 +329,33 @@ def seeded(
 # %% ../nbs/course/09_training.ipynb #198ddb09
 @patch
 def initialise(self:Trainer):
-    "A first batch sets gains and biases (`data_dependent_init`), and every process gets the weights of the first"
+    "A first batch sets gains and biases, and every process gets the weights of the first"
     config, device = self.config, self.accelerator.device
     if config.init_batch:
         index = batch_indices(len(self.data), config.init_batch, 0, config.seed)
         target, conditions = self.examples(self.data, index, make_generator(config.seed, 'init'))
-        with seeded(device, config.seed, 'init'): data_dependent_init(self.model, target, **conditions)
+        with seeded(device, config.seed, 'init'):
+            data_dependent_init(self.model, target, **conditions)
     for w in self.model.state_dict().values(): w.copy_(broadcast(w.contiguous()))
 
 # %% ../nbs/course/09_training.ipynb #47d0f531
 @patch
 def advance(self:Trainer,
-    batch:tuple=None, # (target, conditions), this process's share; that of the next step if left out
+    batch:tuple=None, # (target, conditions), this process's share; the next step's if left out
 ) -> float: # Nats/dim of the batch, under the objective's own target
-    "One step of gradient descent; raises `FloatingPointError` if the loss is not finite, with nothing changed"
+    "One step; `FloatingPointError`, with nothing changed, if the loss is not finite"
     config, acc = self.config, self.accelerator
     self.net.train()
     if not self.step: self.initialise()
-    with seeded(acc.device, config.seed, 'dropout', self.step, acc.process_index): loss = self.gradient(batch)
+    with seeded(acc.device, config.seed, 'dropout', self.step, acc.process_index):
+        loss = self.gradient(batch)
     lr = config.lr_at(self.step, self.total)
     step, hint = self.step, f'lower lr (now {lr:.2g}) or clip (now {config.clip})'
-    if not math.isfinite(loss): raise FloatingPointError(f'the loss of step {step} is {loss}: {hint}')
+    if not math.isfinite(loss):
+        raise FloatingPointError(f'the loss of step {step} is {loss}: {hint}')
     norm = acc.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-    if not math.isfinite(norm): raise FloatingPointError(f'the gradient of step {step} has norm {norm.item()}: {hint}')
+    if not math.isfinite(norm):
+        raise FloatingPointError(f'the gradient of step {step} has norm {norm.item()}: {hint}')
     for group in self.optimizer.param_groups: group['lr'] = lr
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
@@ -367,20 +378,37 @@ class State:
 def go(self:Trainer,
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Take the steps that are left; the caller owns logging, plots and when to stop. `FloatingPointError` if it diverges"
-    start, hidden = time.time(), not (progress and self.accelerator.is_main_process)
-    with tqdm(self.loader(), initial=self.step, total=self.total, disable=hidden, desc='training') as bar:
+    "Take the steps that are left; the caller logs, plots and stops. `FloatingPointError` if it diverges"
+    start, hidden = time.monotonic(), not (progress and self.accelerator.is_main_process)
+    how = dict(initial=self.step, total=self.total, disable=hidden, desc=self._title())
+    with tqdm(self.loader(), **how) as bar:
         for batch in bar:
-            step, loss = self.step, self.advance(batch)
+            loss = self.advance(batch)
             bar.set_postfix(nats_per_dim=f'{loss:.3f}')
-            yield State(self.step, loss, self.config.lr_at(step, self.total), time.time()-start, self.ema.module)
+            lr = self.config.lr_at(self.step-1, self.total)
+            yield State(self.step, loss, lr, time.monotonic()-start, self.ema.module)
 
-def train(
+@patch
+def _title(self:Trainer):
+    n = self.accelerator.num_processes
+    return 'training' if n == 1 else f'training on {n} processes'
+
+def training_steps(
     model:nn.Module, # An `Autoregressive` with weight-normed convolutions, changed in place
     data, # (N, C, H, W) clean images in [-1, 1], or a data set of them
     objective, # `raw_objective`, `smooth_objective(kernel)` or `reverse_objective(kernel)`
     config:TrainConfig=None, # The defaults if left out
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Maximise the log-likelihood, see `Trainer.go`"
+    "Maximise the log-likelihood, step by step as the caller asks for them: see `Trainer.go`"
     return Trainer(model, data, objective, config).go(progress)
+
+def train(
+    model:nn.Module, # As for `training_steps`
+    data, # As for `training_steps`
+    objective, # As for `training_steps`
+    config:TrainConfig=None, # As for `training_steps`
+    progress:bool=False, # As for `training_steps`
+) -> list: # Of a `State` for each step; `[-1].ema` is the averaged model
+    "Take all of the `training_steps`"
+    return list(training_steps(model, data, objective, config, progress))

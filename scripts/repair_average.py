@@ -2,6 +2,11 @@
 
     python scripts/repair_average.py    # MNIST in DISTSMOOTH_DATA, the weights of 0.1.0 in place; a few minutes
 
+A record of what was done; the card of the model tells it in short. It needs the parameter names of 0.1.0
+(`level` for today's `sigma_embedding`, PyTorch's `parametrizations.weight.original0` for `weight_g`), so it
+runs at the commit that added it: `git log --diff-filter=A -- scripts/repair_average.py`. Today it finds
+weights that are repaired already, and changes nothing.
+
 What was wrong. An average with a constant decay d, begun at the weights w1 after the first step, holds
 d^(T-1) of them after T steps. The loop that trained the box averaged so, with d = 0.999 and T = 3750:
 2.35 % of the average were weights that had taken a single step. A reverse network at 0.67 nats/dim

@@ -237,12 +237,12 @@ def test_values_outside_the_levels():
     assert tiny().log_prob(x).isfinite().all()
 
 @pytest.mark.parametrize('u, error, says', [
-    (image(2, 1, 5, 5), ValueError, r'uniforms must be \(n, 2, 5, 5\), got \(2, 1, 5, 5\)'),
+    (image(2, 1, 5, 5), ValueError, r'uniforms must be \(B, 2, 5, 5\), got \(2, 1, 5, 5\)'),
     (image(2, 2, 5, 4), ValueError, r'got \(2, 2, 5, 4\)'),
     (image(2, 2, 5, 5)*torch.nan, ValueError, 'uniforms holds NaN'),
     (image(2, 2, 5, 5) + 1, ValueError, r'uniforms must lie in \[0, 1\]'),
     (-image(2, 2, 5, 5), ValueError, r'uniforms must lie in \[0, 1\]'),
-    (image(2, 2, 5, 5).float(), ValueError, 'uniforms must be torch.float64 on cpu for this model, got torch.float32'),
+    (image(2, 2, 5, 5).float(), ValueError, 'uniforms must be torch.float64 on cpu, got torch.float32'),
     ([.5], TypeError, 'uniforms must be a float tensor')])
 def test_bad_uniforms(u, error, says):
     with pytest.raises(error, match=says): draw(tiny(), u)   # at the call, not at the first row
@@ -252,7 +252,7 @@ def test_bad_methods_counts_and_contexts():
     model, given, context = tiny(), tiny(context_channels=1), image(3, 1, 5, 5)
     with pytest.raises(ValueError, match=r"method must be one of \[.*'naive'.*\], got 'magic'"): model.sample(2, method='magic')
     with pytest.raises(ValueError, match='say how many samples'): model.sample()
-    with pytest.raises(ValueError, match='n=5, but uniforms are for 3'): model.sample(5, uniforms=model.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(5, 2, 5, 5\), got \(3, 2, 5, 5\)'): model.sample(5, uniforms=model.uniforms(3))
     for n in (0, -1, 2.5, '3'):
         with pytest.raises(ValueError, match='n must be a whole number of at least 1'): model.sample(n)
     with pytest.raises(ValueError, match='context must be None'): model.sample(3, context=context)
@@ -260,9 +260,9 @@ def test_bad_methods_counts_and_contexts():
     with pytest.raises(ValueError, match='context must be given'): given.sample(3)
     with pytest.raises(ValueError, match='context must be given'): given.log_prob(context)
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.log_prob(context[:2], context)
-    with pytest.raises(ValueError, match='n=2, but'): given.sample(2, context, uniforms=given.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(2, 2, 5, 5\), got \(3, 2, 5, 5\)'): given.sample(2, context, uniforms=given.uniforms(3))
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.sample(2, context)
-    with pytest.raises(ValueError, match=r'context must be \(n, 1, 5, 5\)'): given.sample(context=image(3, 2, 5, 5))
+    with pytest.raises(ValueError, match=r'context must be \(B, 1, 5, 5\)'): given.sample(context=image(3, 2, 5, 5))
     with pytest.raises(ValueError, match='context holds NaN'): given.sample(context=context*torch.nan)
 
 @pytest.mark.parametrize('kw, says', [(dict(head='softmax'), "head must be one of .*got 'softmax'"), (dict(channels=2), r'channels must be one of \[1, 3\], got 2'),
@@ -567,13 +567,13 @@ def test_bad_completions_temperatures_and_canvases():
     for error, says, how in [
         (ValueError, 'known and mask go together: mask is missing', dict(known=known)),
         (ValueError, 'known and mask go together: known is missing', dict(mask=mask)),
-        (ValueError, r'known must be \(n, 1, 5, 5\), got \(3, 1, 5, 4\)', dict(known=known[..., :4], mask=mask)),
+        (ValueError, r'known must be \(1 or 3, 1, 5, 5\), got \(3, 1, 5, 4\)', dict(known=known[..., :4], mask=mask)),
         (ValueError, 'known holds NaN', dict(known=known*torch.nan, mask=~mask)),
         (TypeError, 'known must be a float tensor, got torch.uint8', dict(known=known.byte(), mask=mask)),
-        (ValueError, 'known must hold one image, or 3 like uniforms, got 2', dict(known=known[:2], mask=mask)),
-        (TypeError, 'mask must be a bool tensor, got torch.int64', dict(known=known, mask=mask.long())),
-        (TypeError, 'mask must be a bool tensor, got list', dict(known=known, mask=[True])),
-        (ValueError, r'mask must be \(5, 5\) or \(3, 1, 5, 5\), got \(5, 4\)', dict(known=known, mask=mask[:, :4])),
+        (ValueError, r'known must be \(1 or 3, 1, 5, 5\), got \(2, 1, 5, 5\)', dict(known=known[:2], mask=mask)),
+        (TypeError, 'mask must be a tensor of bools, or of 0 and 1, got torch.float32', dict(known=known, mask=mask + .5)),
+        (TypeError, 'mask must be a tensor of bools, or of 0 and 1, got list', dict(known=known, mask=[True])),
+        (ValueError, r'mask must be \(1 or 3, 1, 5, 5\), got \(1, 1, 5, 4\)', dict(known=known, mask=mask[:, :4])),
         (ValueError, r'got \(2, 1, 5, 5\)', dict(known=known, mask=mask.expand(2, 1, 5, 5))),
         (ValueError, r"transform must be one of \['choice', 'icdf'\], got 'magic'", dict(transform='magic')),
         *[(ValueError, f'temperature must be a number above 0, got {t}', dict(temperature=t)) for t in (0, -1., float('nan'), float('inf'))],

@@ -116,7 +116,7 @@ def test_the_ceiling_counts_a_product(monkeypatch):
     assert ceiling(n=10, repeats=3) == 2*10**3/2                              # a multiplication and an addition each; the best time
 
 @pytest.mark.parametrize('request_, says', [(dict(cases=['cats:1']), "got 'cats:1'"), (dict(cases=['mnist']), "got 'mnist'"), (dict(cases=['mnist:0']), "got 'mnist:0'"),
-    (dict(variants=['magic']), "got 'magic'"), (dict(variants=[]), 'got None'), (dict(repeats=0), 'got 0 and 3'), (dict(steps=0), 'got 2 and 0'), (dict(device='abacus'), "got 'abacus'")])
+    (dict(variants=['magic']), "got 'magic'"), (dict(variants=[]), 'got None'), (dict(repeats=0), 'repeats must be a whole number of at least 1, got 0'), (dict(steps=0), 'steps must be a whole number of at least 1, got 0'), (dict(device='abacus'), "got 'abacus'")])
 def test_faults_are_found_before_anything_is_timed(told, request_, says):
     with pytest.raises(ValueError, match=says): bench_training(**request_)
     assert told == ([], [])

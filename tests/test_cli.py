@@ -195,7 +195,7 @@ def test_bench_in_half_the_bits(tiny, capsys):
     (['--cases', '["cats:2"]'], "cases must be like 'mnist:16'"),
     (['--cases', '["tiny:2", "tiny:none"]'], "got 'tiny:none'"),
     (['--cases', '["tiny:2"]', '--methods', '["magic"]'], "got 'magic'"),
-    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be at least 1, got 0'),
+    (['--cases', '["tiny:2"]', '--repeats', '0'], 'repeats must be a whole number of at least 1, got 0'),
 ], ids=['network', 'count', 'method', 'repeats'])
 def test_bad_bench_ends_in_one_line_and_leaves_no_file(tiny, tmp_path, args, says):
     with pytest.raises(SystemExit) as end: main(['bench', 'sampling', *args, '--json', str(tmp_path/'f.json')])
@@ -338,7 +338,7 @@ def test_import_gives_the_same_likelihoods(stage, wrap, tmp_path):
 
 @pytest.mark.parametrize('args, says', [
     (['train', '--train.lr', '0'], 'lr must be a number above 0, got 0.0'),
-    (['train', '--objective.sigma', '-1'], 'sigma must be a finite number above 0'),
+    (['train', '--objective.sigma', '-1'], 'sigma must be a number above 0, got -1.0'),
     (['train', '--objective.sigma_range', '[1, 0.1]'], 'sigma_range must be (lowest, highest)'),
     (['train', '--data.name', 'cats'], 'name must be one of'),
     (['train', '--network.head', 'discretized'], "head must be 'continuous'"),

@@ -141,8 +141,8 @@ def test_labels_of_the_step():
     assert ((single_step(model, x, .5, label=torch.tensor([1, 2])) - each).abs().flatten(1).amax(1) > 1e-9).tolist() == [False, True]
     with pytest.raises(ValueError, match='label must be given'): single_step(model, x, .5)
     with pytest.raises(ValueError, match='label must be None'): single_step(tiny(), x, .5, label=1)
-    with pytest.raises(ValueError, match=r'label must be one or \(2,\) of them, got 3'): single_step(model, x, .5, label=[0, 1, 2])
-    with pytest.raises(ValueError, match=r'label must lie in \[0, 2\], found 0 to 3'): single_step(model, x, .5, label=[0, 3])
+    with pytest.raises(ValueError, match=r'label must be one or \(2,\) of them, got \(3,\)'): single_step(model, x, .5, label=[0, 1, 2])
+    with pytest.raises(ValueError, match=r'label must be a whole number in \[0, 2\], got 3'): single_step(model, x, .5, label=[0, 3])
 
 def test_a_number_is_as_exact_as_a_float64_tensor():
     "0.3 is not a float32: rounded to one, it would be 1e-8 off"
@@ -230,7 +230,7 @@ def test_no_estimate_beats_the_posterior_mean():
 
 @pytest.mark.parametrize('sigma', [0, -1., math.nan, math.inf, None, '0.5'])
 def test_bad_sigma(sigma):
-    with pytest.raises(ValueError, match=f'sigma must be a finite number above 0.*got {sigma!r}'): single_step(tiny(), rand(1, 1, 4, 4), sigma)
+    with pytest.raises(ValueError, match=f'sigma must be a number above 0, got {sigma!r}'): single_step(tiny(), rand(1, 1, 4, 4), sigma)
     with pytest.raises(ValueError, match=f'sigma must be a number above 0, got {sigma!r}'): SmoothedDataset(rand(2, 2), sigma)
 
 def test_a_data_set_has_one_level():
@@ -263,7 +263,7 @@ def test_bad_models():
     with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
 
 def test_bad_data_sets():
-    for x, says in ((rand(0, 2), r'x must hold at least one point \(N, ...\), got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),
+    for x, says in ((rand(0, 2), r'x must hold at least one point, got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),
                     (torch.zeros(2, 2, dtype=torch.int64), 'x must be a float tensor, got torch.int64'), ([[1., 2.]], 'x must be a float tensor, got list')):
         with pytest.raises((ValueError, TypeError), match=says): SmoothedDataset(x, 0.5)
     with pytest.raises(ValueError, match='x holds NaN'): SmoothedDataset(rand(2, 2)*math.nan, 0.5)
@@ -304,8 +304,8 @@ def test_a_model_of_one_level_takes_steps_of_any_size(model):
     for i, s in enumerate(LEVELS.tolist()): assert_close(single_step(model, x, s)[i], each[i], rtol=1e-12, atol=1e-12)
 
 @pytest.mark.parametrize('sigma, says', [
-    (.05, r'sigma must lie in \[0.1, 1\]'), (1.5, r'sigma must lie in \[0.1, 1\]'), (torch.tensor([.3, 1.5]), r'sigma must lie in \[0.1, 1\]'), (-.3, 'sigma must be a finite number above 0.*got -0.3'), (math.nan, 'sigma must be a finite number above 0'),
-    (torch.tensor([.3, math.nan]), 'sigma must be a finite number above 0.*got nan'), (torch.tensor([.3, -.2]), 'sigma must be a finite number above 0'), (torch.tensor(0.), 'sigma must be a finite number above 0'),
+    (.05, r'sigma must lie in \[0.1, 1\]'), (1.5, r'sigma must lie in \[0.1, 1\]'), (torch.tensor([.3, 1.5]), r'sigma must lie in \[0.1, 1\]'), (-.3, 'sigma must be a number above 0, got -0.3'), (math.nan, 'sigma must be a number above 0'),
+    (torch.tensor([.3, math.nan]), 'sigma must be a number above 0, got nan'), (torch.tensor([.3, -.2]), 'sigma must be a number above 0'), (torch.tensor(0.), 'sigma must be a number above 0'),
     (torch.tensor([.3, .3, .3]), 'sigma must'), (torch.tensor([]), 'sigma must')], ids=str)
 def test_levels_that_do_not_fit(sigma, says):
     with pytest.raises(ValueError, match=says): single_step(tiny(sigma_range=(.1, 1.)), rand(2, 1, 4, 4), sigma)

@@ -182,7 +182,7 @@ def test_dequantize():
     assert away.abs().max() <= .5 + 1e-5 and away.mean().abs() < .05 and away.std().item() == pytest.approx(1/12**.5, rel=.1)
     assert_close(quantize(y), x) and y.dtype == x.dtype
     assert torch.equal(y, dequantize(x, seeded())) and not torch.equal(y, dequantize(x, seeded(1)))
-    with pytest.raises(ValueError, match=r'x must lie on the 256 levels of \[-1, 1\] .*and .*% does'): dequantize(y)
+    with pytest.raises(ValueError, match=r'x must lie on the 256 levels of \[-1, 1\] .*% does'): dequantize(y)
 
 def test_a_density_of_8_bit_data_is_refused_or_labelled():
     net, x = MADE((4, 4)), on_levels()
@@ -217,7 +217,7 @@ BAD = {
     'raw at a sigma': (lambda: bits_per_dim(pixels(), data(), sigma=.3), 'sigma must be None: raw is a network of images without noise, got 0.3'),
     'sigma': (lambda: bits_per_dim(pixels(), data(), 'elbo', sigma=.4), 'sigma must be 0.3, the only noise level'),
     'sigma not told': (lambda: bits_per_dim(pixels(sigma_range=(.1, 1.)).smooth, data() + .001), 'sigma must be given'),
-    'no context': (lambda: bits_per_dim(pixels().reverse, data()), 'context must be given: this model is conditional on it'),
+    'no context': (lambda: bits_per_dim(pixels().reverse, data()), 'context must be given: this model was made with context_channels=1'),
     'context of the whole': (lambda: bits_per_dim(pixels(), data(), 'elbo', context=data()), 'context must be None'),
     'shape': (lambda: bits_per_dim(pixels(), data()[:, :, 1:], 'elbo'), r'x must be \(n, 1, 4, 4\), got \(6, 1, 3, 4\)'),
     'nan': (lambda: bits_per_dim(pixels(), data()*math.nan), 'x holds NaN'),
@@ -234,8 +234,7 @@ def test_bad_input(call, says):
 
 @pytest.mark.parametrize('value', [math.nan, -math.inf])
 def test_log_probs_that_are_not_finite_are_refused(value):
-    sm, x = pixels(), data()
-    log_prob = type(sm.raw).mixture
+    x = data()
     class Broken(PixelCNNpp):
         def mixture(self, params):
             mix = super().mixture(params)

@@ -14,7 +14,7 @@ import distsmooth
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = [p.stem.split('_', 1)[1] for p in sorted((ROOT/'nbs'/'course').glob('[0-9]*_*.ipynb'))]
 MODULES = sorted('.'.join(p.relative_to(ROOT/'distsmooth').with_suffix('').parts) for p in (ROOT/'distsmooth').rglob('*.py') if not p.stem.startswith('_'))
-BENEATH = ['checks', 'registry', 'data']  # what course modules may import besides earlier ones; `plots` stands above denoising
+BENEATH = ['checks', 'registry', 'data', 'features']  # what course modules may import besides earlier ones; `plots` stands above denoising
 
 def imports(name):
     "The modules of this package that module `name` imports at its top level or anywhere inside"
@@ -80,8 +80,8 @@ def test_course_modules_import_earlier_ones_only(name):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_no_arrow_points_up(name):
-    "registry and checks import nothing of the package; no cycle anywhere"
-    if name in BENEATH: assert not set(imports(name)) - {''}
+    "What lies beneath the course imports nothing above it; no cycle anywhere"
+    if name in BENEATH: assert not set(imports(name)) - {'', *BENEATH}
     seen, todo = set(), list(imports(name))
     while todo:
         u = todo.pop()
@@ -112,11 +112,28 @@ def test_notebook_carries_outputs_and_no_errors(path):
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids)
 
-@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
-def test_links_between_notebooks_hold(path):
-    text = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
-    targets = [t for t in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in t]
+TEXTS = [ROOT/name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')] + sorted((ROOT/'distsmooth').rglob('README.md'))
+
+def prose(path):
+    "Markdown of a file, or of the markdown cells of a notebook"
+    if path.suffix != '.ipynb': return path.read_text(encoding='utf8')
+    return '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
+
+@pytest.mark.parametrize('path', [*notebooks(), *TEXTS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_relative_links_hold(path):
+    "What a link names is there; what is written as a path to a notebook or a text, too"
+    text = prose(path)
+    targets = [t for t in re.findall(r'\]\(<?([^)>#\s]+)', text) if '://' not in t and not t.startswith('mailto:')]
     assert not [t for t in targets if not (path.parent/t).exists()]
+    named = re.findall(r'`((?:nbs|scripts|tests|distsmooth)/[\w./-]+\.(?:ipynb|md|py|html))`', text)
+    assert not [t for t in named if not (ROOT/t).exists()]
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'course').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_code_of_the_course_fits_the_page(path):
+    "At most 100 columns (from 12 on 120 where it is exported); a directive of nbdev is no code"
+    cells = [(c['id'], ''.join(c['source'])) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    wide = lambda code: 120 if path.stem > '12' and code.startswith('#| export') else 100
+    assert not [f'{i}: {line[:60]}...' for i, code in cells for line in code.splitlines() if len(line) > wide(code) and not line.startswith('#|')]
 
 def words(path): return sum(len(''.join(c['source']).split()) for c in json.loads(path.read_text())['cells'])
 

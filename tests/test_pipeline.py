@@ -203,8 +203,8 @@ def test_bound_and_completion_at_a_level_by_hand(kernel):
     by_hand = sm.reverse.sample(context=x_noisy, uniforms=u[1], known=x, mask=mask, sigma=s)
     assert torch.equal(sm.complete(x, mask, u, torch.Generator().manual_seed(3), sigma=s), by_hand) and torch.equal(by_hand[..., mask], x[..., mask])
 
-ZEROS, OUTSIDE = torch.zeros(2, 1, 4, 4), r'sigma must (lie in \[0.1, 0.8\]|be a finite number above 0.*), got '
-ONE = 'sigma must be (0.3, the only noise level of this model|a finite number above 0.*), got '
+ZEROS, OUTSIDE = torch.zeros(2, 1, 4, 4), r'sigma must (lie in \[0.1, 0.8\]|be a number above 0), got '
+ONE = 'sigma must be (0.3, the only noise level of this model|a number above 0), got '
 CALLS = {'sample': lambda sm, s: sm.sample(2, sigma=s), 'smoothed': lambda sm, s: sm.sample(2, denoise=None, sigma=s), 'step': lambda sm, s: sm.denoise(ZEROS, 'single_step', sigma=s), 'nothing': lambda sm, s: sm.denoise(ZEROS, None, sigma=s),
          'denoise': lambda sm, s: sm.denoise(ZEROS, sigma=s), 'complete': lambda sm, s: sm.complete(ZEROS, torch.eye(4).bool(), sigma=s), 'elbo': lambda sm, s: sm.elbo(ZEROS, sigma=s), 'iwae': lambda sm, s: sm.iwae(ZEROS, 2, sigma=s), 'check_sigma': lambda sm, s: sm.check_sigma(s)}
 @pytest.mark.parametrize('call', CALLS)
@@ -421,7 +421,7 @@ def test_labels_reach_the_networks_made_for_them(smooth, reverse, way):
         assert_close(call(torch.tensor([2, 1]))[0], want[0], rtol=1e-12, atol=1e-12, msg=name)
         for form in (2, torch.tensor(2)): assert_close(call(form), call(torch.tensor([2, 2])), rtol=1e-9, atol=1e-9, msg=name)
         if heard:
-            for bad, says in ((3, r'label must lie in \[0, 2\], found 3 to 3'), (torch.tensor([0, 1, 2]), r'label must be one or \(2,\) of them, got 3'), (torch.tensor([0., 1.]), 'whole number .*float32')):
+            for bad, says in ((3, r'label must be a whole number in \[0, 2\], got 3'), (torch.tensor([0, 1, 2]), r'label must be one or \(2,\) of them, got \(3,\)'), (torch.tensor([0., 1.]), r'whole number in \[0, 2\], got 0.0')):
                 with pytest.raises(ValueError, match=says): call(bad)
             with pytest.raises(ValueError, match='label must be given'): call(None)
 

@@ -112,7 +112,7 @@ def test_toys_need_no_images():
 def test_toy_faults():
     with pytest.raises(ValueError, match="'moons'"): load_toy('moons')
     with pytest.raises(ValueError, match='Pinwheel'): Pinwheel().smoothed(.1)
-    with pytest.raises(ValueError, match='4 centres, got 2'): NarrowModes(weights=[1, 2])
+    with pytest.raises(ValueError, match=r'weights must be \(4,\), got \(2,\)'): NarrowModes(weights=[1, 2])
     for arms in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f'arms .*{arms}'): Pinwheel(arms=arms)
     for sigma in (-.1, float('nan'), float('inf'), 'a'):

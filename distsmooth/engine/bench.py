@@ -25,6 +25,7 @@ from .incremental import LANES, fold_weight_norm
 from ..pipeline import SmoothedModel
 from ..pixelcnn import PixelCNNpp
 from ..autoregressive import METHODS, draw
+from ..checks import check_number, check_one_of
 
 # %% ../../nbs/engine/bench.ipynb #3a78bf40
 NETWORKS = {
@@ -53,8 +54,7 @@ def parts(
 ) -> list: # The networks that draw, in their order; each sees the last one's images as its context, if it takes one
     "One network, or two; a `ValueError` for a `SmoothedModel` that has only one"
     if not isinstance(model, SmoothedModel): return [model]
-    if model.reverse is None:
-        raise ValueError('model must have both networks, but it has no reverse: give model.smooth alone')
+    if model.reverse is None: raise ValueError('model must have a reverse network: give model.smooth alone')
     return [model.smooth, model.reverse]
 
 def _dist(model, net, context=None):
@@ -196,11 +196,8 @@ def check_device(
     name:str, # 'cpu', 'cuda', or None for what there is
 ) -> str: # 'cpu' or 'cuda'
     "'cpu' or 'cuda', as asked for or as there is; a `ValueError` for a GPU that is not there"
-    gpu = torch.cuda.is_available()
-    if name not in (None, 'cpu', 'cuda') or name == 'cuda' and not gpu:
-        wanted = "'cpu' or 'cuda'" if gpu else "'cpu' (there is no GPU that PyTorch can use)"
-        raise ValueError(f'device must be {wanted}, got {name!r}')
-    return name or ('cuda' if gpu else 'cpu')
+    there = ['cuda', 'cpu'][not torch.cuda.is_available():]
+    return check_one_of(name or there[0], 'device', there)
 
 def as_machine(
     device:str, # 'cpu' or 'cuda'
@@ -247,9 +244,8 @@ def bench_sampling(
 ) -> dict: # 'machine', and 'rows' of numbers
     "Time every algorithm in one run on this machine, against one full pass of the network for every pixel"
     cases, device, rows = [as_case(c, NETWORKS) for c in cases], check_device(device), []
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown: raise ValueError(f'methods must be among {list(METHODS)}, got {unknown[0]!r}')
-    if repeats < 1: raise ValueError(f'repeats must be at least 1, got {repeats}')
+    for method in methods: check_one_of(method, 'methods', METHODS)
+    check_number(repeats, 'repeats', '[1, inf)', whole=True)
     for name, n in cases:
         for row in _rows(name, n, methods, repeats, device, dtype):
             rows.append(row)

@@ -17,6 +17,7 @@ from statistics import median
 # %% ../../nbs/engine/bench_training.ipynb #78c80652
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from ..checks import check_number, check_one_of
 from .bench import as_case, as_machine, check_device, seconds
 from .fused import keep_memory
 from ..registry import plain
@@ -137,10 +138,8 @@ def bench_training(
 ) -> dict: # 'machine', and 'rows' of numbers
     "Time training steps on this machine, all variants in one run; a `RuntimeError` if the first variant fails"
     cases, device, rows = [as_case(c, TRAINED, 'images a step') for c in cases], check_device(device), []
-    unknown = [v for v in variants if v not in VARIANTS]
-    if unknown or not variants:
-        raise ValueError(f'variants must be among {list(VARIANTS)}, got {(unknown or [None])[0]!r}')
-    if repeats < 1 or steps < 1: raise ValueError(f'repeats and steps must be at least 1, got {repeats} and {steps}')
+    for variant in variants or [None]: check_one_of(variant, 'variants', VARIANTS)
+    for name, n in dict(repeats=repeats, steps=steps).items(): check_number(n, name, '[1, inf)', whole=True)
     top = {d: ceiling(device, d) for d in {_dtype(v) for v in variants}}
     for network, n in cases:
         for row in _rows(network, n, _runs(network, n, variants, repeats, steps, device), top):

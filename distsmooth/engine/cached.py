@@ -165,35 +165,31 @@ class CachedDecoder:
         self.entry = PixelConv(net.init[2], net.size[1], n, above=cache.above.get(net.init[2]))
         self.weight, self.bias = net.out.weight.flatten(1), net.out.bias[:, None]
 
-# %% ../../nbs/engine/cached.ipynb #025ea461
-@patch
-def _from_above(self:CachedDecoder, layer, i):
-    "What a first layer, 'down', says about row `i` from the rows above it: (n_filters, W, n)"
-    rows = with_ones(self.x[:, :, max(0, i - layer.reach):i].to(self.weight.dtype))
-    above = F.pad(rows, (0, 0, layer.reach - rows.shape[2], 0)) if i else None
-    blank = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])  # its own row has no part in it
-    return layer(blank, above)[:, :, 0].permute(1, 2, 0)
+    def _from_above(self, layer, i):
+        "What a first layer, 'down', says about row `i` from the rows above it: (n_filters, W, n)"
+        rows = with_ones(self.x[:, :, max(0, i - layer.reach):i].to(self.weight.dtype))
+        above = F.pad(rows, (0, 0, layer.reach - rows.shape[2], 0)) if i else None
+        blank = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])  # its own row has no part in it
+        return layer(blank, above)[:, :, 0].permute(1, 2, 0)
 
-@patch
-def row(self:CachedDecoder,
-    i:int, # Row of the image; all rows above it are on the canvas
-):
-    "Begin a row; `graph_key` says which resolutions are due in it"
-    self.graph_key = i % 2 or i % 4
-    self.entry.row()
-    self.entry.sums[..., :len(self.x)] += self._from_above(self.net.init[1], i).transpose(0, 1)
-    self.entry.seen[1:, -1] = 1
-    self.top.row(i, self._from_above(self.net.init[0], i).flatten(1))
+    def row(self,
+        i:int, # Row of the image; all rows above it are on the canvas
+    ):
+        "Begin a row; `graph_key` says which resolutions are due in it"
+        self.graph_key = i % 2 or i % 4
+        self.entry.row()
+        self.entry.sums[..., :len(self.x)] += self._from_above(self.net.init[1], i).transpose(0, 1)
+        self.entry.seen[1:, -1] = 1
+        self.top.row(i, self._from_above(self.net.init[0], i).flatten(1))
 
-@patch
-def pixel(self:CachedDecoder,
-    j:int, # Column
-    line:torch.Tensor, # (n, C, 1, W): this row, drawn as far as column j-1
-) -> torch.Tensor: # (n, P, 1, 1) params
-    "The params of the next pixel"
-    if j: self.entry.inputs[j-1][:-1, :len(line)] = line[:, :, 0, j-1].t()
-    h = self.top.pixel(j, self.entry.pixel(j))
-    return torch.addmm(self.bias, self.weight, F.elu_(h)).t()[:len(line), :, None, None]
+    def pixel(self,
+        j:int, # Column
+        line:torch.Tensor, # (n, C, 1, W): this row, drawn as far as column j-1
+    ) -> torch.Tensor: # (n, P, 1, 1) params
+        "The params of the next pixel"
+        if j: self.entry.inputs[j-1][:-1, :len(line)] = line[:, :, 0, j-1].t()
+        h = self.top.pixel(j, self.entry.pixel(j))
+        return torch.addmm(self.bias, self.weight, F.elu_(h)).t()[:len(line), :, None, None]
 
 # %% ../../nbs/engine/cached.ipynb #cac00008
 class LowerHalfDecoder:

@@ -9,7 +9,6 @@ __all__ = ['LANES', 'fold_weight_norm', 'RowCache', 'RowConv', 'PixelConv', 'row
 import copy
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import nn
 from ..blocks import GatedResidual, concat_elu
 from ..masked import ShiftedConv2d, ShiftedConvTranspose2d, WeightNorm
@@ -64,11 +63,9 @@ def _windows(x, width, stride):
 
 def _check_layer(layer, direction):
     "A `ValueError` unless `layer` is one that has an incremental form"
-    height, refused = layer.conv.kernel_size[0], getattr(layer, 'shift', False) and direction == 'down'
-    if layer.direction != direction or height != 2 or refused:
-        without, shift = ', without shift' if refused else '', getattr(layer, 'shift', False)
-        raise ValueError(f'layer must be a {direction!r} one of height 2{without}, '
-                         f'got {layer.direction!r} of height {height}, shift={shift}')
+    kind = layer.direction, layer.conv.kernel_size[0], getattr(layer, 'shift', False)
+    if kind != (direction, 2, kind[2] and direction == 'right'):
+        raise ValueError(f'layer must be {direction!r}, of height 2, unshifted if down, got {kind}')
 
 # %% ../../nbs/engine/incremental.ipynb #f850f801
 class RowConv:
@@ -87,31 +84,26 @@ class RowConv:
         self.carry = self.base
         if above is not None: self.leave(self.window(above[:, :, -1].permute(1, 2, 0).flatten(1)))
 
-# %% ../../nbs/engine/incremental.ipynb #b049ce32
-@patch
-def window(self:RowConv, x):
-    "A row `x` (n_in, W*n) as the kernel meets it, (n_in*width, columns*n): for `read` and `leave`"
-    return _windows(F.pad(x.view(len(x), -1, self.n), (0, 0, *self.pad)), self.width, self.stride)
+    def window(self, x):
+        "A row `x` (n_in, W*n) as the kernel meets it, (n_in*width, columns*n): for `read` and `leave`"
+        return _windows(F.pad(x.view(len(x), -1, self.n), (0, 0, *self.pad)), self.width, self.stride)
 
-@patch
-def leave(self:RowConv, window):
-    "Keep what a row's `window` (n_in*width, columns*n) adds to the row below"
-    self.carry = torch.addmm(self.base, self.above, window)
+    def leave(self, window):
+        "Keep what a row's `window` (n_in*width, columns*n) adds to the row below"
+        self.carry = torch.addmm(self.base, self.above, window)
 
-@patch
-def read(self:RowConv, window):
-    "The output (n_out, columns*n) of a row, from its `window` and the row above"
-    return torch.addmm(self.carry, self.own, window)
+    def read(self, window):
+        "The output (n_out, columns*n) of a row, from its `window` and the row above"
+        return torch.addmm(self.carry, self.own, window)
 
-@patch
-def row(self:RowConv,
-    x:torch.Tensor, # (n_in, W*n), a row of the input
-) -> torch.Tensor: # (n_out, W*n), the same row of the output
-    "The next row's output; for a layer of stride 1"
-    window = self.window(x)
-    out = self.read(window)
-    self.leave(window)
-    return out
+    def row(self,
+        x:torch.Tensor, # (n_in, W*n), a row of the input
+    ) -> torch.Tensor: # (n_out, W*n), the same row of the output
+        "The next row's output; for a layer of stride 1"
+        window = self.window(x)
+        out = self.read(window)
+        self.leave(window)
+        return out
 
 # %% ../../nbs/engine/incremental.ipynb #72c96918
 LANES = 16  # Columns of a matrix product that a CPU computes together; images are padded to a multiple of it
@@ -139,24 +131,21 @@ class PixelConv:
         self.inputs, self.outputs = self.seen[left:].unbind(), self.sums.unbind()
         self.windows = [self.seen[j:j + self.width].flatten(0, 1) for j in columns]
 
-# %% ../../nbs/engine/incremental.ipynb #bac8d06e
-@patch
-def row(self:PixelConv,
-    *more # Pairs of a matrix (n_out, k) and what it multiplies (k, columns*n), to be added
-):
-    "Begin a row: its sums so far are the base, what the row above adds, and what else is known of the whole row"
-    seen = self.seen[:len(self.seen) - self.shift, :, :self.n].transpose(0, 1)
-    sums = torch.addmm(self.base, self.above, _windows(seen, self.width, self.stride))
-    for weight, x in more: sums.addmm_(weight, x)
-    self.sums[..., :self.n] = sums.view(len(sums), -1, self.n).transpose(0, 1)
-    if self.shift: self.sums[0] = 0
+    def row(self,
+        *more # Pairs of a matrix (n_out, k) and what it multiplies (k, columns*n), to be added
+    ):
+        "Begin a row: its sums so far are the base, what the row above adds, and what else is known of the whole row"
+        seen = self.seen[:len(self.seen) - self.shift, :, :self.n].transpose(0, 1)
+        sums = torch.addmm(self.base, self.above, _windows(seen, self.width, self.stride))
+        for weight, x in more: sums.addmm_(weight, x)
+        self.sums[..., :self.n] = sums.view(len(sums), -1, self.n).transpose(0, 1)
+        if self.shift: self.sums[0] = 0
 
-@patch
-def pixel(self:PixelConv,
-    j:int, # Column of the output; what it sees of its own row stands in `inputs` by now
-) -> torch.Tensor: # (n_out, lanes), overwritten in the next row
-    "Finish a pixel: add its own row, as far as it is known"
-    return self.outputs[j].addmm_(self.own, self.windows[j])
+    def pixel(self,
+        j:int, # Column of the output; what it sees of its own row stands in `inputs` by now
+    ) -> torch.Tensor: # (n_out, lanes), overwritten in the next row
+        "Finish a pixel: add its own row, as far as it is known"
+        return self.outputs[j].addmm_(self.own, self.windows[j])
 
 # %% ../../nbs/engine/incremental.ipynb #792a241c
 def row_up(
@@ -213,19 +202,17 @@ class RowBlock:
         self.conv_in, self.conv_out = (RowConv(c, n, b, above.get(c)) for c, b in zip(convs, bases))
         self.skip, self.context = _matrix(block.skip), _matrix(block.context)
 
-# %% ../../nbs/engine/incremental.ipynb #98e387ef
-@patch
-def row(self:RowBlock,
-    x:torch.Tensor, # (n_filters, W*n)
-    e:torch.Tensor, # (2*n_filters, W*n), `concat_elu(x)`
-    skip:torch.Tensor=None, # (2*n_skip, W*n), concat-ELU of the shortcut
-    context:torch.Tensor=None, # (n_context, W*n)
-) -> torch.Tensor: # (n_filters, W*n)
-    "The block's next row"
-    h = self.conv_in.row(e)
-    if skip is not None: h.addmm_(self.skip, skip)
-    if context is not None: h.addmm_(self.context, context)
-    return F.glu(self.conv_out.row(concat_elu(h, 0)), 0).add_(x)
+    def row(self,
+        x:torch.Tensor, # (n_filters, W*n)
+        e:torch.Tensor, # (2*n_filters, W*n), `concat_elu(x)`
+        skip:torch.Tensor=None, # (2*n_skip, W*n), concat-ELU of the shortcut
+        context:torch.Tensor=None, # (n_context, W*n)
+    ) -> torch.Tensor: # (n_filters, W*n)
+        "The block's next row"
+        h = self.conv_in.row(e)
+        if skip is not None: h.addmm_(self.skip, skip)
+        if context is not None: h.addmm_(self.context, context)
+        return F.glu(self.conv_out.row(concat_elu(h, 0)), 0).add_(x)
 
 # %% ../../nbs/engine/incremental.ipynb #100a5c92
 class PixelBlock:
@@ -246,34 +233,29 @@ class PixelBlock:
         self.pairs = [[x.view(2, nf, -1) for x in conv.inputs] for conv in (self.conv_in, self.conv_out)]
         self.signs = block.skip.weight.new_tensor([1., -1.]).view(2, 1, 1)
 
-# %% ../../nbs/engine/incremental.ipynb #94be891b
-@patch
-def row(self:PixelBlock,
-    e:torch.Tensor, # (2*n_filters, W*n), concat-ELU of the vertical stream
-    context:torch.Tensor=None, # (n_context, W*n)
-):
-    "Begin a row: all that is known of it before its first pixel"
-    self.conv_in.row((self.vertical, e), *([] if context is None else [(self.context, context)]))
-    self.conv_out.row()
+    def row(self,
+        e:torch.Tensor, # (2*n_filters, W*n), concat-ELU of the vertical stream
+        context:torch.Tensor=None, # (n_context, W*n)
+    ):
+        "Begin a row: all that is known of it before its first pixel"
+        self.conv_in.row((self.vertical, e), *([] if context is None else [(self.context, context)]))
+        self.conv_out.row()
 
-@patch
-def read(self:PixelBlock,
-    j:int, # Column
-    x:torch.Tensor, # (n_filters, lanes)
-) -> torch.Tensor: # (2*n_filters, lanes), `concat_elu(x)`: also what a later block takes as its shortcut
-    "Take in a pixel"
-    F.elu_(torch.mul(x, self.signs, out=self.pairs[0][j]))
-    return self.conv_in.inputs[j]
+    def read(self,
+        j:int, # Column
+        x:torch.Tensor, # (n_filters, lanes)
+    ) -> torch.Tensor: # (2*n_filters, lanes), `concat_elu(x)`: also what a later block takes as its shortcut
+        "Take in a pixel"
+        F.elu_(torch.mul(x, self.signs, out=self.pairs[0][j]))
+        return self.conv_in.inputs[j]
 
-# %% ../../nbs/engine/incremental.ipynb #e634bf86
-@patch
-def pixel(self:PixelBlock,
-    j:int, # Column
-    x:torch.Tensor, # (n_filters, lanes), after `read(j, x)`
-    shortcut:torch.Tensor=None, # (2*n_filters, lanes), concat-ELU of the way up's pixel
-) -> torch.Tensor: # (n_filters, lanes)
-    "The block's output at a pixel"
-    h = self.conv_in.pixel(j)
-    if shortcut is not None: h.addmm_(*self.shortcut, shortcut)
-    F.elu_(torch.mul(h, self.signs, out=self.pairs[1][j]))
-    return F.glu(self.conv_out.pixel(j), 0).add_(x)
+    def pixel(self,
+        j:int, # Column
+        x:torch.Tensor, # (n_filters, lanes), after `read(j, x)`
+        shortcut:torch.Tensor=None, # (2*n_filters, lanes), concat-ELU of the way up's pixel
+    ) -> torch.Tensor: # (n_filters, lanes)
+        "The block's output at a pixel"
+        h = self.conv_in.pixel(j)
+        if shortcut is not None: h.addmm_(*self.shortcut, shortcut)
+        F.elu_(torch.mul(h, self.signs, out=self.pairs[1][j]))
+        return F.glu(self.conv_out.pixel(j), 0).add_(x)

@@ -94,6 +94,12 @@ def _text(option, words):
     if len(words) > 1: raise UsageError(f'--{option.name} takes one value, got {" ".join(words)}')
     return words[0]
 
+def _first(options, word):
+    "The option that a word without one belongs to: the first, if a command cannot do without it"
+    first = next(iter(options.values()))
+    if first.default is REQUIRED: return first.name
+    raise UsageError(f'an option must come first, such as --{first.name}, got {word!r}')
+
 def read_words(
     args:list, # What was typed after the command's name
     options:dict, # Name to `Option`
@@ -104,7 +110,7 @@ def read_words(
         if word.startswith('--'):
             name, given, value = word[2:].partition('=')
             typed[name := _known(name, options)] = [value] if given else []
-        elif name is None: raise UsageError(f'an option must come first, such as --{next(iter(options))}, got {word!r}')
+        elif name is None: typed[name := _first(options, word)] = [word]
         else: typed[name].append(word)
     return {name: _text(options[name], words) for name, words in typed.items()}
 
@@ -164,7 +170,7 @@ def _note(o):
     if isinstance(o.kind, str): return o.help
     choices = f' ({in_words(o.kind)})' if get_origin(plain_kind(o.kind)) is Literal else ''
     default = ' '.join(map(str, o.default)) if isinstance(o.default, (list, tuple)) else o.default
-    after = ' (required)' if o.default is REQUIRED else f' [{default}]' if default not in (None, False, '') else ''
+    after = ' (required)' if o.default is REQUIRED else f' [{default}]' if default not in (None, False, '', {}) else ''
     return o.help + choices + after
 
 def _row(name, text, width, indent=26):
