@@ -304,7 +304,7 @@ def test_the_card_of_a_packed_model_says_what_and_how_good(runs, tmp_path, capsy
     main(['pack', '--parts', str(tmp_path/'m'), '--out', str(tmp_path/'again')])  # recipes and logs went along
     assert (tmp_path/'again'/'README.md').read_text().replace('again', 'm') == card.replace('again', 'm')
     (tmp_path/'m'/'README.md').write_text('mine')
-    main(['pack', '--parts', str(runs/'s'), '--out', str(tmp_path/'m')])
+    main(['pack', '--parts', str(runs/'s'), str(runs/'r'), '--out', str(tmp_path/'m')])
     assert (tmp_path/'m'/'README.md').read_text() == 'mine'
 
 def test_lab_copies_the_notebooks_once(tmp_path, capsys):
