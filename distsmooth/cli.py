@@ -451,7 +451,8 @@ COMMANDS = {
     'evaluate': evaluate, 'study': study, 'bench': {'sampling': sampling, 'training': training},
     'lab': lab, 'completion': completion,
 }
-AGAIN = {'train': ['--resume'], 'study': ['--resume'], 'sample': [], 'denoise': [], 'evaluate': []}  # what to add to go on after Ctrl-C
+# What to add to go on after Ctrl-C
+AGAIN = {'train': ['--resume'], 'study': ['--resume'], 'sample': [], 'denoise': [], 'evaluate': []}
 
 # %% ../nbs/engine/cli.ipynb #6ee1b588
 ABOUT = 'Autoregressive images by distribution smoothing: draw digits, train networks, sample, go back, measure.'

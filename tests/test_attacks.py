@@ -353,7 +353,7 @@ def test_images_from_0_to_255_are_refused_by_name():
 
 def test_smoothed_values_are_no_8_bit_levels():
     disc, x = net(head='discretized'), image()
-    disc.log_prob(x), disc.log_prob(x + 2e-4)
+    disc.log_prob(x), disc.log_prob(x + 5e-5)
     with pytest.raises(ValueError, match='x must hold 8-bit levels, .* found values 0.00.* off: smoothed images'): disc.log_prob(x.clamp(-.9, .9) + 1/300)
 
 # silently wrong calls
