@@ -1,8 +1,8 @@
-# make demo: draw digits.  make test: all checks.  make lab: open the notebooks.
+# make demo: draw digits.  make test: all checks.  make lab: open the notebooks.  make book: pages to read, _docs/index.html.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab readme docs digits classifier box clean
+.PHONY: demo test lab readme book digits classifier box clean
 
 demo: .venv/.installed          ## draw 16 digits with the model in the box
 	$(BIN)/distsmooth demo --out out --n 16
@@ -13,8 +13,11 @@ test: .venv/.dev                ## everything that must hold
 lab: .venv/.lab                 ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-readme docs: .venv/.dev         ## write README.md and the pages from the notebooks
-	$(BIN)/python scripts/readme_docs.py
+readme: .venv/.dev              ## write README.md from the index
+	$(BIN)/python scripts/readme.py
+
+book: .venv/.dev                ## pages from the notebooks, to open from the disk: _docs/index.html
+	$(BIN)/python scripts/book
 
 digits: .venv/.installed        ## pack the bundled digits anew, from MNIST in DISTSMOOTH_DATA
 	$(BIN)/python scripts/pack_digits.py
@@ -46,4 +49,4 @@ box: .venv/.installed           ## train the bundled model anew, on MNIST in DIS
 	touch $@
 
 clean:
-	rm -rf .venv out _proc _docs _site_src build *.egg-info
+	rm -rf .venv out _book _docs build *.egg-info

@@ -29,7 +29,7 @@ def notebooks_are_clean():
         run('nbdev_clean', cwd=fresh_copy(tmp))
         if wrong := same(Path(tmp)/'nbs', ROOT/'nbs', '*.ipynb'): sys.exit(f'not clean (run nbdev_clean): {wrong}')
 
-def readme_is_fresh(): run('python', 'scripts/readme_docs.py', '--check')
+def readme_is_fresh(): run('python', 'scripts/readme.py', '--check')
 
 def code_is_tidy():
     "pyflakes; except that `@patch` may give methods of one name to several classes, which it takes for a redefinition"
@@ -59,10 +59,11 @@ def package_installs():
             command('lab', '--open', 'false', '--out', at/'lab')
             assert (at/'out'/'demo.png').is_file() and (at/'lab'/'course'/'01_toys.ipynb').is_file() and (at/'distsmooth'/'py.typed').is_file()
 
+def book_builds(): run('python', 'scripts/book')
 def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing', OMP_NUM_THREADS='1')  # two workers of one thread each
 def tests_pass(): run('python', '-m', 'pytest', '-q', '-n', 2, '--dist', 'loadfile', '--durations=8', 'tests', OMP_NUM_THREADS='1')
 
-for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, package_installs, notebooks_run, tests_pass):
+for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, package_installs, book_builds, notebooks_run, tests_pass):
     start = time.time()
     print(f'== {step.__name__.replace("_", " ")}', flush=True)
     try: step()
