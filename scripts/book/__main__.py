@@ -33,13 +33,21 @@ def small(match):
     mark = '<abbr title="on the three-hour path">◆</abbr> ' if '◆' in match[1] else ''
     return f'<span class="minutes">{mark}{match[1].replace("◆", "").strip()}</span>'
 
+FOR_READERS = [  # what the theme and Sphinx leave for a screen reader to stumble over
+    (r'(<button class="btn search-button-field[^>]*) aria-label="Search"', r'\1'),
+    (r'<summary>(?=<span class="toctree-toggle")', '<summary aria-label="Its pages">'),
+    (r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', lambda m: '<span class="sig-params">' + m[1].replace('<dd>', '<span>').replace('</dd>', '</span>') + '</span>'),
+]
+
 def finish(docs):
     "What is easier said about finished pages; and the font that formulas are set in"
     shutil.copy(Path(find_spec('ziamath').origin).parent/'fonts'/'STIXTwoMath-Regular.ttf', docs/'_static')
     shutil.rmtree(docs/'_sources', ignore_errors=True)
     for path in docs.rglob('*.html'):
-        text = path.read_text(encoding='utf8')
-        path.write_text(re.sub(r'¦([^¦<]*)¦', small, text), encoding='utf8')
+        if 'play' in path.relative_to(docs).parts: continue
+        text = re.sub(r'¦([^¦<]*)¦', small, path.read_text(encoding='utf8'))
+        for wrong, right in FOR_READERS: text = re.sub(wrong, right, text)
+        path.write_text(text, encoding='utf8')
 
 def build(work=ROOT/'_book', docs=ROOT/'_docs'):
     "All pages; a warning stops it, for a broken link is one"
