@@ -107,7 +107,7 @@ def test_notebook_carries_outputs_and_no_errors(path):
     nb = json.loads(path.read_text())
     outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
     assert outputs and not [o for o in outputs if o['output_type'] == 'error']
-    assert 'widgets' not in nb['metadata'], 'drop the saved widget state: it breaks the page builder'
+    assert 'widgets' not in nb['metadata'] and not [o for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})], 'a saved widget is dead: run scripts/book --settle'
     assert path.stat().st_size < 1_000_000
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids)

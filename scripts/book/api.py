@@ -106,8 +106,9 @@ def modules(package):
     return [m for m in read_all if m.notebook]
 
 def places(modules):
-    "Where each public name stands; a name that two modules have is left out"
-    named = [(t.name, f'{m.name}.{t.name}') for m in modules for t in m.things]
+    "Where each public name stands, and each method (`Kernel.sample`); a name that two modules have is left out, but for its full form"
+    named = [pair for m in modules for t in m.things for pair in ((t.name, f'{m.name}.{t.name}'), *((f'{t.name}.{x.name}', f'{m.name}.{t.name}.{x.name}') for x in t.members))]
+    named += [(where, where) for where in {where for _, where in named}]
     return {n: where for n, where in named if [x for x, _ in named].count(n) == 1}
 
 def plain(text):
@@ -117,7 +118,7 @@ def plain(text):
 
 def linked(text, where):
     "Code spans that are a public name become links"
-    return re.sub(r'`(\w+)`', lambda m: f'{{py:obj}}`{m[1]} <{where[m[1]]}>`' if m[1] in where else m[0], text)
+    return re.sub(r'`([\w.]+)`', lambda m: f'{{py:obj}}`{m[1]} <{where[m[1]]}>`' if m[1] in where else m[0], text)
 
 def directive(thing, where, depth=4):
     fence, text = '`'*(depth + 3), lambda s: linked(plain(s), where)

@@ -181,7 +181,7 @@ def named(markdown, where):
         if m[1] not in where or m[1] in seen: return m[0]
         seen.add(m[1])
         return api.linked(m[0], where)
-    return ''.join(p if i % 2 else re.sub(r'(?<!\{py:obj\})`(\w+)`', once, p) for i, p in enumerate(FENCES.split(markdown)))
+    return ''.join(p if i % 2 else re.sub(r'(?<!\{py:obj\})`([\w.]+)`', once, p) for i, p in enumerate(FENCES.split(markdown)))
 
 # one notebook
 
