@@ -1,6 +1,5 @@
 """The book in a real browser, opened from the disk, the network cut off: pages, links, formulas, pictures, search, knobs, and what screen readers need."""
-import ast
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -129,14 +128,16 @@ def test_the_index_is_whole(site):
 
 def test_pages_follow_the_reading_order(site):
     order = ['index'] + [e.path.removesuffix('.ipynb') for _, entries in pages.reading_order(ROOT/'nbs') for e in entries]
-    order, at = [(DOCS/f'{p}.html').as_uri() for p in order], (DOCS/'index.html').as_uri()
-    walked = [at]
-    while len(walked) < len(order): walked.append(at := site[at]['next'])
-    assert [u for u in walked if 'playground' not in u] == order[:len(walked)]
+    walked, at = [], (DOCS/'index.html').as_uri()
+    while at:
+        walked.append(at)
+        at = site[at]['next']
+    walked = [u.removeprefix(DOCS.as_uri() + '/').removesuffix('.html') for u in walked]
+    assert [u for u in walked if u != 'playground'][:len(order)] == order
 
 def test_the_sidebar_has_titles(site):
     names = site[(DOCS/'index.html').as_uri()]['sidebar']
-    assert '2. Smoothing: noise on purpose 35 min' in names
+    assert [n for n in names if re.fullmatch(r'2\. Smoothing: noise on purpose (◆ )?\d+ min', n)]
     assert not [n for n in names if '¦' in n or '_' in n or '.ipynb' in n]
 
 def test_the_path_is_marked():
@@ -256,8 +257,6 @@ def test_the_book_leaves_tracked_files_alone(docs):
     ignored = subprocess.run(['git', 'check-ignore', '_docs', '_book'], cwd=ROOT, capture_output=True, text=True)
     if ignored.returncode > 1: pytest.skip('not a git checkout')
     assert ignored.stdout.split() == ['_docs', '_book']
-    writes = [n for p in (ROOT/'scripts'/'book').glob('*.py') for n in ast.walk(ast.parse(p.read_text())) if isinstance(n, ast.Attribute) and n.attr == 'write_text']
-    assert writes
 
 @pytest.fixture(scope='module')
 def axe():

@@ -170,7 +170,8 @@ class Links:
                     out.write_text(self.text(re.sub(r'\A---\n.*?\n---\n', '', source.read_text(encoding='utf8'), flags=re.S), path), encoding='utf8')
                 else: shutil.copy(source, out)
                 done.add(path)
-        return sorted(out for path, out in self.extra.items() if path.endswith('.md'))
+        name = lambda path, out: f'Model card: {Path(path).parent.name} <{out[:-3]}>' if path.endswith('README.md') else out[:-3]
+        return sorted(name(path, out) for path, out in self.extra.items() if path.endswith('.md'))
 
 FENCES = re.compile(r'(^(?:```|~~~).*?^(?:```|~~~)\s*$|^#.*$|<summary>.*?</summary>|!?\[[^\]]*\]\([^)]*\))', re.S | re.M)
 
@@ -204,7 +205,7 @@ def page(nb, path, links, where, playground):
 
 PLAYGROUND = '''# Playground
 
-Turn a knob and see fresh digits, drawn by your browser alone. [On a page of its own]({0})
+Turn a knob and see fresh digits, drawn by your browser alone. <a href="{0}">On a page of its own</a>
 
 <iframe class="playground" src="{0}" title="Playground: digits drawn at the noise level that you choose"></iframe>
 '''
@@ -219,7 +220,7 @@ def write(root, work, playground=None):
     books = {e.path: nbformat.read(nbs/e.path, 4) for _, entries in parts for e in entries} | {'index.ipynb': nbformat.read(nbs/'index.ipynb', 4)}
     helpers = defined((root/'distsmooth'/'plots.py').read_text(encoding='utf8'))
     titles, bare = {path: title(nb) for path, nb in books.items()}, {path: ids for path, nb in books.items() if (ids := describe(nb, helpers))}
-    trees = [toctree(section, [f'{label(e, books[e.path])} <{e.path.removesuffix(".ipynb")}>' for e in entries]) for section, entries in parts]
+    trees = [toctree(section + ' · ◆ three-hour path'*any(e.on_path for e in entries), [f'{label(e, books[e.path])} <{e.path.removesuffix(".ipynb")}>' for e in entries]) for section, entries in parts]
     for path, nb in books.items():
         books[path] = page(nb, path, links, where, playground)
     shutil.copytree(nbs/'images', work/'images')
@@ -231,7 +232,7 @@ def write(root, work, playground=None):
     if playground:
         (work/'playground.md').write_text(PLAYGROUND.format(playground), encoding='utf8')
         trees.insert(0, toctree('Try', ['Playground <playground>']))
-    trees.append(toctree('Reference', ['Every public name <api/index>', *[t.removesuffix('.md') for t in texts]]))
+    trees.append(toctree('Reference', ['Every public name <api/index>', *texts]))
     books['index.ipynb'].cells += [nbformat.v4.new_markdown_cell(t) for t in trees]
     for path, nb in books.items():
         (work/path).parent.mkdir(parents=True, exist_ok=True)
