@@ -44,6 +44,7 @@ def done(model, tmp_path_factory):
         return known[name], folder
     return run
 
+ROOT = Path(__file__).resolve().parent.parent
 ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'compute']
 def test_the_studies(): assert set(studies()) == set(ALL)
 
@@ -181,3 +182,19 @@ def pages():
 def test_every_table_shown_is_what_the_results_say():
     shown = [(name, text) for name, text in pages() if 'results/' in text and '-quick.json' not in text]
     assert not [(name, stale) for name, text in shown for stale in stale_tables(text)]
+
+# what is printed
+
+@pytest.mark.parametrize('path', ['README.md', *sorted(str(p.relative_to(ROOT)) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)])
+def test_printed_tables_are_those_of_the_files(path):
+    text = (ROOT/path).read_text(encoding='utf8')
+    if path.endswith('.ipynb'):
+        cells = json.loads(text)['cells']
+        shown = [''.join(o.get('data', {}).get('text/markdown', '')) for c in cells for o in c.get('outputs', [])]
+        text = '\n'.join([*shown, *(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')])
+    kept = re.sub(r'<!-- results/[\w-]+-quick\.json.*?<!-- end -->', '', text, flags=re.S)
+    assert not stale_tables(kept, ROOT/'results')
+
+def test_the_first_screen_and_the_results_show_tables():
+    assert len(re.findall('<!-- results/table1.json', (ROOT/'README.md').read_text())) == 1
+    assert (ROOT/'nbs'/'course'/'15_results.ipynb').read_text().count('<!-- results/') >= 4
