@@ -6,18 +6,19 @@
     distsmooth pack --parts '[runs/digits-smooth, runs/digits-reverse, runs/digits-raw]' --out distsmooth/pretrained/digits
     python scripts/card_digits.py runs         # also copies the logs of the three runs, if their folder is given
 
-Likelihoods and errors: the first 500 bundled test digits, IWAE-16 the first 120. Samples: 256 of each kind, asked of `judge_digits.py`. About half an hour on one core.
+Likelihoods and errors: the first 500 bundled test digits, IWAE-16 the first 120. Samples: 256 of each kind, by `distsmooth.metrics`. About half an hour on one core.
 """
 import math, shutil, sys
 from pathlib import Path
 import torch
 from distsmooth.data import load_dataset
 from distsmooth.denoising import single_step
+from distsmooth.metrics import evaluate_samples, extract_features
 from distsmooth.pipeline import PRETRAINED, SmoothedModel
 from distsmooth.smoothing import GaussianKernel
-from judge_digits import fit, judge, kernel_distance
 
-BOX, LEVELS, DRAWN, N, TIGHT, DRAWS, SAMPLES, GROUPS = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 120, 16, 256, 8
+BOX, LEVELS, DRAWN, N, TIGHT, DRAWS, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 120, 16, 256
+METRICS = 'FD', 'KID', 'MIND', 'confidence', 'precision', 'recall'
 
 NOTE = """
 These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused. Its average then had a constant decay, 0.999, and began at the
@@ -52,24 +53,21 @@ def detours(sm, x, raw):
         yield [f'{sigma:g}', *(cell for f in found for cell in (stated(f), stated(f - raw[:len(f)])))]
 
 @torch.no_grad()
-def samples(sm, x, y):
-    "A row for each kind of sample: the judge's confidence, and its distance to real digits"
-    with torch.enable_grad(): net = fit(load_dataset('digits').x, load_dataset('digits').labels)
-    real = judge(net, x[SAMPLES:])[1]
-    far = lambda features: kernel_distance(features/real.std(), real/real.std())
+def samples(sm, n=SAMPLES):
+    "A row for each kind of sample: its metrics against real test digits, real ones in their place first"
+    real, u = extract_features(('digits', 'test')), sm.uniforms(n, seeded())
+    def cell(value, error): return f'{value:.3g}' + ('' if error is None else f' ± {error:.1g}')
     def row(name, drawn):
-        sure, features = judge(net, drawn.clamp(-1, 1))
-        error = torch.tensor([far(f) for f in features.chunk(GROUPS)]).std()/GROUPS**.5
-        return [name, f'{sure:.3f}', f'{far(features):.3f} ± {error:.3f}']
-    u = sm.uniforms(SAMPLES, seeded())
-    yield row('real test digits', x[:SAMPLES])
-    yield row('raw: without smoothing', sm.raw.sample(uniforms=u[0]))
+        e = evaluate_samples(drawn, real, metrics=METRICS)
+        found = [e[m] for m in METRICS]
+        return [name, *(cell(m.value, m.error) for m in found)], ['real digits in their place', *(cell(m.floor, m.floor_error) for m in found)]
+    raw, floor = row('raw: without smoothing', sm.raw.sample(uniforms=u[0]))
+    yield from (floor, raw)
     for sigma in DRAWN:
         x_noisy = sm.sample(uniforms=u, denoise=None, sigma=sigma)
-        yield row(f'sigma {sigma:g}, smoothed', x_noisy)
-        yield row(f'sigma {sigma:g}, single step', in_parts(lambda z: sm.denoise(z, 'single_step', sigma=sigma), x_noisy))
-        yield row(f'sigma {sigma:g}, two steps', sm.denoise(x_noisy, 'two_step', u[1], sigma))
-    print('judge: {:.1%} of test digits right'.format((net(x).argmax(1) == y).float().mean()))
+        yield row(f'sigma {sigma:g}, smoothed', x_noisy)[0]
+        yield row(f'sigma {sigma:g}, single step', in_parts(lambda z: sm.denoise(z, 'single_step', sigma=sigma), x_noisy))[0]
+        yield row(f'sigma {sigma:g}, two steps', sm.denoise(x_noisy, 'two_step', u[1], sigma))[0]
 
 def card(sm, note):
     test = load_dataset('digits', 'test')
@@ -101,11 +99,11 @@ They have two networks for it, twice the parameters and twice the training.
 
 ## How good samples are
 
-{SAMPLES} samples of each kind, the same uniforms at every level. `scripts/judge_digits.py` trains a small classifier on the bundled digits; confidence is the mean of its largest class
-probability, distance a squared kernel distance between its features and those of {len(test) - SAMPLES:,} real test digits, to which the other {SAMPLES} are compared in the first row (0 on average for
-real ones; not comparable with a KID on Inception features). ± is a standard error, from {GROUPS} groups of {SAMPLES//GROUPS} samples.
+{SAMPLES} samples of each kind, the same uniforms at every level, by `distsmooth.metrics.evaluate_samples` on the features of the classifier in the box (`pretrained/classifier`), against
+bundled test digits, of which as many as there are samples take their place in the first row. FD-digits, KID-digits and MIND: lower is better. They compare with no FID, and FD and MIND only with others
+of as many samples. ± is a standard error: a jackknife over 10 groups of the samples; in the first row, over disjoint sets.
 
-{table(['', 'confidence', 'distance'], samples(sm, test.x, test.labels))}
+{table(['', 'FD-digits', 'KID-digits', *METRICS[2:]], samples(sm))}
 
 Trained on MNIST (Y. LeCun, C. Cortes, C. J. C. Burges; CC BY-SA 3.0). Limits: small networks and one short run each; some samples are not digits.
 """

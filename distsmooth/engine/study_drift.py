@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAININGS', 'LOUDEST', 'DRIFT_WAYS', 'DRIFT_MEASURES', 'two_tones', 'Wave', 'as_they_are', 'all_noisy', 'noisy_past',
-           'fit_wave', 'go_on', 'measure_run', 'drift']
+           'fit_wave', 'go_on', 'measure_run', 'series']
 
-# %% ../../nbs/engine/study_drift.ipynb #2a2f0206
+# %% ../../nbs/engine/study_drift.ipynb #03bfef45
 import copy
 import math
 from functools import partial
@@ -16,7 +16,9 @@ from torch import nn
 from ..autoregressive import Autoregressive
 from ..checks import check_number, check_sigma_range
 from ..denoising import single_step
-from .small_study import Cell, as_table, grouped, over_seeds, stated, study
+from .cells import Cell, as_table, stated
+from .study import study
+from .study_toys import grouped, over_seeds
 from ..plots import subplots
 from ..smoothing import GaussianKernel
 from ..training import make_generator
@@ -117,7 +119,7 @@ def go_on(
         x = torch.cat([x, net.mixture(params).from_uniforms(uniforms[..., t:t+1])], -1)
     return x
 
-# %% ../../nbs/engine/study_drift.ipynb #0f11bcb1
+# %% ../../nbs/engine/study_drift.ipynb #1b57ff11
 LOUDEST = 100.  # a run that goes beyond is cut off there
 
 def _rms(x): return x.square().mean((0, 1, 2)).sqrt()
@@ -169,7 +171,7 @@ def _ways(cells):
 def _tables(result):
     rows = [[said, *(stated(*over_seeds(cells, way, m)) for m in DRIFT_MEASURES)]
             for cells in grouped(result['cells'], 'training').values() for way, said in _ways(cells).items()]
-    return {'drift': as_table(['trained on', *DRIFT_MEASURES.values()], rows)}
+    return {'series': as_table(['trained on', *DRIFT_MEASURES.values()], rows)}
 
 def _figure(result):
     "Error and loudness against time, over seeds"
@@ -192,7 +194,7 @@ def _another(n, length, start, folder):
     return dict(other=measure_run(other, x, start))
 
 @study('five minutes on one core', _tables, _figure, steps=3, n=4, length=160, seeds=(0,))
-def drift(steps=600, sigma=.05, told=(.002, .05, .2), n=64, length=512, start=64, seeds=(0, 1)):
+def series(steps=600, sigma=.05, told=(.002, .05, .2), n=64, length=512, start=64, seeds=(0, 1)):
     "Free running against teacher forcing: raw, smoothed, and noise on the past alone with its sigma given"
     work = partial(_another, n, length, start)
     cells = [Cell('truth', work, dict(training='truth', seed=None), 1.)]

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['LADDER_MEASURES', 'fit', 'n_weights', 'raw_width', 'fit_ladder', 'measure_ladder', 'ladder']
 
-# %% ../../nbs/engine/study_ladder.ipynb #1dc0a673
+# %% ../../nbs/engine/study_ladder.ipynb #9463dc93
 import time
 from functools import partial
 import torch
-from .small_study import Cell, ToyTruth, as_points, as_table, grouped, over_seeds, stated, study
+from .cells import Cell, as_table, stated
+from .study import study
+from .study_toys import ToyTruth, as_points, grouped, over_seeds
 from ..ladder import Ladder, RungMADE, geometric, rung_objective, rungs_of
 from ..made import MADE
 from ..plots import subplots
 from ..smoothing import GaussianKernel
 from ..training import make_generator, raw_objective, smooth_objective
 
-# %% ../../nbs/engine/study_ladder.ipynb #786daff4
+# %% ../../nbs/engine/study_ladder.ipynb #2e5c23ba
 def fit(
     make, # Makes the network, called under the seed
     x:torch.Tensor, # (N, 1, 1, D) points
@@ -47,7 +49,7 @@ def raw_width(
     both = n_weights(wide(MADE, width), wide(RungMADE, width))
     return min(range(width, 2*width), key=lambda w: abs(n_weights(wide(MADE, w)) - both))
 
-# %% ../../nbs/engine/study_ladder.ipynb #d2c778ef
+# %% ../../nbs/engine/study_ladder.ipynb #ae30d20a
 def fit_ladder(
     x:torch.Tensor, # (N, 1, 1, D) points
     sigmas:list, # Falling; none for a raw network of twice the steps
@@ -82,7 +84,7 @@ def measure_ladder(
     stepped = ladder.sample(uniforms=u, denoise='single_step').flatten(1)
     return found | dict(single_step=truth.measure(stepped))
 
-# %% ../../nbs/engine/study_ladder.ipynb #9f8537d2
+# %% ../../nbs/engine/study_ladder.ipynb #d97a7917
 def _true(truth, folder): return dict(ladder=truth.floor())
 
 def _one(truth, rungs, top, bottom, steps, n, seed, n_mix, folder):
