@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOW_WAYS', 'Flow', 'fit_flow', 'small_digits', 'DigitTruth', 'measure_flow', 'flow']
 
-# %% ../../nbs/engine/study_flow.ipynb #9f94e9a9
+# %% ../../nbs/engine/study_flow.ipynb #49a99db0
 import math
 from functools import partial
 import torch
@@ -16,11 +16,11 @@ from ..data import load_dataset
 from ..denoising import single_step
 from .cells import Cell, as_table, stated
 from .study import study
-from .study_toys import ToyTruth, as_points, energy_distance, grouped, over_seeds
+from .study_toys import ToyTruth, energy_distance, grouped, over_seeds
 from ..smoothing import GaussianKernel
 from ..training import make_generator
 
-# %% ../../nbs/engine/study_flow.ipynb #c71c1949
+# %% ../../nbs/engine/study_flow.ipynb #c5e74486
 class Flow(nn.Module):
     "A masked autoregressive flow of images"
     def __init__(self,
@@ -41,7 +41,7 @@ class Flow(nn.Module):
         "The images that the noise stands for"
         return self.flow().transform.inv(z).view(-1, *self.event_shape)
 
-# %% ../../nbs/engine/study_flow.ipynb #800919a5
+# %% ../../nbs/engine/study_flow.ipynb #182ceecd
 def fit_flow(
     flow:Flow, # Changed in place
     x:torch.Tensor, # (N, C, H, W)
@@ -61,7 +61,7 @@ def fit_flow(
         optimizer.step()
     return flow.eval().requires_grad_(False)
 
-# %% ../../nbs/engine/study_flow.ipynb #fc93fa41
+# %% ../../nbs/engine/study_flow.ipynb #c31c7a1a
 def _unchanged(x, generator): return x
 def _dequantized(x, generator): return x + (torch.rand(x.shape, generator=generator) - .5)/127.5
 
@@ -87,7 +87,7 @@ class DigitTruth:
         "The same of true images"
         return self.measure(self.other)
 
-# %% ../../nbs/engine/study_flow.ipynb #dfbde32a
+# %% ../../nbs/engine/study_flow.ipynb #66fe418e
 @torch.no_grad()
 def measure_flow(
     truth, # `ToyTruth` or `DigitTruth`

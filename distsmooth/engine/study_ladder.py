@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LADDER_MEASURES', 'fit', 'n_weights', 'raw_width', 'fit_ladder', 'measure_ladder', 'ladder']
 
-# %% ../../nbs/engine/study_ladder.ipynb #9463dc93
+# %% ../../nbs/engine/study_ladder.ipynb #39ac6049
 import time
 from functools import partial
 import torch
@@ -18,7 +18,7 @@ from ..plots import subplots
 from ..smoothing import GaussianKernel
 from ..training import make_generator, raw_objective, smooth_objective
 
-# %% ../../nbs/engine/study_ladder.ipynb #2e5c23ba
+# %% ../../nbs/engine/study_ladder.ipynb #786daff4
 def fit(
     make, # Makes the network, called under the seed
     x:torch.Tensor, # (N, 1, 1, D) points
@@ -49,7 +49,7 @@ def raw_width(
     both = n_weights(wide(MADE, width), wide(RungMADE, width))
     return min(range(width, 2*width), key=lambda w: abs(n_weights(wide(MADE, w)) - both))
 
-# %% ../../nbs/engine/study_ladder.ipynb #ae30d20a
+# %% ../../nbs/engine/study_ladder.ipynb #d2c778ef
 def fit_ladder(
     x:torch.Tensor, # (N, 1, 1, D) points
     sigmas:list, # Falling; none for a raw network of twice the steps
@@ -84,7 +84,7 @@ def measure_ladder(
     stepped = ladder.sample(uniforms=u, denoise='single_step').flatten(1)
     return found | dict(single_step=truth.measure(stepped))
 
-# %% ../../nbs/engine/study_ladder.ipynb #d97a7917
+# %% ../../nbs/engine/study_ladder.ipynb #24fe6f8c
 def _true(truth, folder): return dict(ladder=truth.floor())
 
 def _one(truth, rungs, top, bottom, steps, n, seed, n_mix, folder):
@@ -92,7 +92,8 @@ def _one(truth, rungs, top, bottom, steps, n, seed, n_mix, folder):
     ladder = fit_ladder(as_points(truth.train), sigmas, steps, seed, n_mix)
     return measure_ladder(ladder, truth, n, seed) | dict(sigmas=dict(all=sigmas))
 
-LADDER_MEASURES = {'energy': 'energy distance', 'off': 'off the data', 'nats': 'nats, IWAE-64', 'elbo': 'nats, ELBO'}
+LADDER_MEASURES = {'energy': 'energy distance', 'off': 'off the data', 'nats': 'nats, IWAE-64', 'elbo': 'nats, ELBO',
+                   'passes': 'network passes'}
 
 def _tables(result):
     rows = []
