@@ -24,8 +24,8 @@ classifier: .venv/.installed    ## train the classifier of digits anew, on MNIST
 
 box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: fifteen hours on one core; goes on where it stood
 	for part in smooth reverse raw; do \
-	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume true) || exit 1; done
-	$(BIN)/distsmooth pack --parts '[runs/box-smooth, runs/box-reverse, runs/box-raw]' --out distsmooth/pretrained/digits
+	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume) || exit 1; done
+	$(BIN)/distsmooth pack --parts runs/box-smooth runs/box-reverse runs/box-raw --out distsmooth/pretrained/digits
 	$(BIN)/python scripts/card_digits.py runs
 
 # one virtual environment; what is installed is remembered, so that a second call is quick

@@ -10,8 +10,8 @@ import math
 from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
-from .autoregressive import gradient
-from .checks import check_number, check_one_of, check_sigma, check_tensor
+from .autoregressive import check_defined, gradient, in_batches
+from .checks import check_images, check_number, check_one_of, check_sigma, check_tensor
 
 # %% ../nbs/course/10_denoising.ipynb #ce6d045e
 class SmoothedDataset:
@@ -108,16 +108,18 @@ def single_step(
     x_noisy:torch.Tensor, # (B, C, H, W)
     sigma:float, # Noise level of the Gaussian kernel, or (B,) of them
     score:str='joint', # 'joint', as Tweedie's formula asks, or 'local', as the published code does
+    batch_size:int=None, # Images at once: the gradient needs the memory of training
     **conditions # `context` or `label` of a conditional model
 ) -> torch.Tensor: # (B, C, H, W)
     "`x_noisy + sigma**2 * grad log p(x_noisy)` (paper, Section 3): one step, to the posterior mean"
     if getattr(model, 'head', 'continuous') == 'discretized':
         raise ValueError("model must have a score: masses (head='discretized') have none")
     shape = ('B', *model.event_shape) if hasattr(model, 'event_shape') else ()
-    check_tensor(x_noisy, 'x_noisy', *shape)
+    check_images(x_noisy, 'x_noisy', *shape)
     direction = SCORES[check_one_of(score, 'score', SCORES)]
     check_sigma(sigma, n=len(x_noisy))
     step = torch.as_tensor(sigma, dtype=x_noisy.dtype, device=x_noisy.device)
     step = step.reshape(-1, *[1]*(x_noisy.ndim - 1))
     dist = model.dist_at(sigma, **conditions) if hasattr(model, 'dist_at') else model
-    with evaluating(model): return x_noisy + step**2*direction(dist, x_noisy)
+    with evaluating(model): slope = in_batches(direction, batch_size, dist, x_noisy)
+    return x_noisy + step**2*check_defined(slope, 'the score', model)

@@ -6,7 +6,7 @@
 __all__ = ['LADDER_WAYS', 'NO_NOISE', 'geometric', 'rung_context', 'rung_ends', 'RungMADE', 'rungs_of', 'any_rungs',
            'rung_objective', 'Ladder', 'RungMarginal']
 
-# %% ../nbs/course/16_ladder.ipynb #ac4bee6a
+# %% ../nbs/course/16_ladder.ipynb #3f27f00b
 import math
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from .denoising import single_step
 from .made import MADE
 from .smoothing import GaussianKernel
 
-# %% ../nbs/course/16_ladder.ipynb #d67c3e4c
+# %% ../nbs/course/16_ladder.ipynb #09f96386
 LADDER_WAYS = 'ladder', 'single_step', None  # from the lowest noisy image to the clean one
 
 def geometric(
@@ -33,7 +33,7 @@ def geometric(
 
 def _gap(high, low): return (high - low)*(high + low)  # variance of the noise between two noise levels
 
-# %% ../nbs/course/16_ladder.ipynb #aaac486b
+# %% ../nbs/course/16_ladder.ipynb #ef2b13fd
 NO_NOISE = 1/255  # half the width of an 8-bit level: far less noise than that is as good as none
 _UNIT = math.asinh(1/NO_NOISE)
 
@@ -53,7 +53,7 @@ def rung_ends(
     "The noise levels that the planes stand for"
     return (NO_NOISE*(context[:, -2:]*_UNIT).sinh()).chunk(2, 1)
 
-# %% ../nbs/course/16_ladder.ipynb #ae35cda7
+# %% ../nbs/course/16_ladder.ipynb #c9bba6a1
 class RungMADE(MADE):
     "A MADE for rungs: it models the noise of the rung, in units of the rung's own step"
     def __init__(self,
@@ -71,7 +71,7 @@ class RungMADE(MADE):
         logits, means, log_scales = super().forward((x - x_high)/step, context).chunk(3, 1)
         return torch.cat([logits, x_high + step*means, step.log() + log_scales], 1)
 
-# %% ../nbs/course/16_ladder.ipynb #99215c0d
+# %% ../nbs/course/16_ladder.ipynb #8328c0b4
 def rungs_of(
     sigmas, # Noise levels, falling
 ): # `pick(n, generator)` gives (high, low), (n,) each
@@ -106,7 +106,7 @@ def rung_objective(
         return x_low, dict(context=rung_context(x_high, high, low))
     return objective
 
-# %% ../nbs/course/16_ladder.ipynb #17c27745
+# %% ../nbs/course/16_ladder.ipynb #5dc3845f
 class Ladder(nn.Module):
     "A model of the noisiest images, and one network for all the rungs from there down to clean ones"
     def __init__(self,
@@ -131,7 +131,7 @@ class Ladder(nn.Module):
                          f'got {found}')
     def extra_repr(self): return f'sigmas={", ".join(f"{s:.3g}" for s in self.sigmas)}'
 
-# %% ../nbs/course/16_ladder.ipynb #502783c0
+# %% ../nbs/course/16_ladder.ipynb #6321907b
 @patch
 def top(self:Ladder):
     "What the ladder says of images at the first noise level"
@@ -147,7 +147,7 @@ def rung(self:Ladder,
     told = self.reverse.context_channels > self.smooth.channels
     return self.reverse.dist_at(high, context=rung_context(x_high, high, low) if told else x_high)
 
-# %% ../nbs/course/16_ladder.ipynb #5ffe5d28
+# %% ../nbs/course/16_ladder.ipynb #4b9ad99f
 @patch
 def uniforms(self:Ladder,
     n:int, # Samples
@@ -169,7 +169,7 @@ def descend(self:Ladder,
         x = self.rung(k, x).from_uniforms(u, **options)
         yield x
 
-# %% ../nbs/course/16_ladder.ipynb #3cf09f75
+# %% ../nbs/course/16_ladder.ipynb #d00d83ce
 class RungMarginal(nn.Module):
     "`log p(x_low)` up to a constant, from the rung above: Bayes' rule takes out what `x_high` says"
     def __init__(self,
@@ -190,7 +190,7 @@ def _step_down(self:Ladder, path, score):
     model = self.smooth if k < 0 else RungMarginal(self.rung(k, path[k]), path[k], self.kernels[k])
     return single_step(model, path[-1], self.sigmas[-1], score)
 
-# %% ../nbs/course/16_ladder.ipynb #2c6708b7
+# %% ../nbs/course/16_ladder.ipynb #e2cdfe14
 @patch
 def sample(self:Ladder,
     n:int=None, # Samples; may be left out if `uniforms` are given
@@ -208,7 +208,7 @@ def sample(self:Ladder,
     path = list(self.descend(uniforms if denoise == 'ladder' else uniforms[:max(len(self.sigmas), 1)], **options))
     return self._step_down(path, score) if denoise == 'single_step' else path[-1]
 
-# %% ../nbs/course/16_ladder.ipynb #60ab093e
+# %% ../nbs/course/16_ladder.ipynb #37600613
 @patch
 def climb(self:Ladder,
     x:torch.Tensor, # (B, C, H, W) clean images
@@ -231,7 +231,7 @@ def log_weight(self:Ladder,
         nats = nats + self.rung(k, high).log_prob(low) - self.kernels[k].log_prob(high, low)
     return nats
 
-# %% ../nbs/course/16_ladder.ipynb #cccb8f10
+# %% ../nbs/course/16_ladder.ipynb #297dd24c
 @patch
 @torch.no_grad()
 def iwae(self:Ladder,

@@ -10,6 +10,9 @@ __all__ = ['WAYS', 'PRETRAINED', 'PARTS', 'NETWORKS', 'KERNELS', 'SmoothedModel'
 import json
 import math
 import os
+import re
+import warnings
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +25,8 @@ from torch import nn
 
 # %% ../nbs/course/12_pipeline.ipynb #ad544858
 from .autoregressive import Autoregressive
-from .checks import check_number, check_one_of, check_sigma, check_tensor
+from .checks import (as_generator, check_images, check_number, check_one_of, check_sigma,
+                               check_tensor)
 from .conditional import StackedPixelCNNpp
 from .denoising import single_step
 from .made import MADE
@@ -31,6 +35,9 @@ from .registry import faster
 from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel
 
 # %% ../nbs/course/12_pipeline.ipynb #acb4df4b
+def _check_kind(x, name, kind):
+    if not isinstance(x, kind): raise TypeError(f'{name} must be of the kind {kind.__name__}, got {type(x).__name__}')
+
 WAYS = 'two_step', 'single_step', None  # back from smoothed images to clean ones
 
 class SmoothedModel(nn.Module, ModelHubMixin):
@@ -42,6 +49,9 @@ class SmoothedModel(nn.Module, ModelHubMixin):
         raw:Autoregressive=None, # `p(x)`: a network of clean data, to compare with
     ):
         super().__init__()
+        for name, part in dict(smooth=smooth, reverse=reverse, raw=raw).items():
+            if part is not None or name == 'smooth': _check_kind(part, name, Autoregressive)
+        if kernel is not None: _check_kind(kernel, 'kernel', Kernel)
         self.smooth, self.reverse, self.raw, self.kernel = smooth, reverse, raw, kernel or GaussianKernel(0.5)
         parts = ('reverse', reverse, 'conditional', smooth.channels), ('raw', raw, 'unconditional', 0)
         for name, net, kind, channels in parts:
@@ -92,16 +102,18 @@ def denoise(self:SmoothedModel,
     label:torch.Tensor=None, # (B,) class numbers, for networks with `n_classes`
     generator=None, # A `torch.Generator` for the two-step draw, if `uniforms` are left out
     score:str='joint', # 'joint' or 'local', for the single step
+    seed:int=None, # Or a seed
+    batch_size:int=None, # Images at once, for the single step: see `in_batches`
     **options # Of `ModelDistribution.from_uniforms`, for the two-step draw
 ) -> torch.Tensor: # (B, C, H, W)
     "Bring smoothed images back to clean ones; raises `ValueError` for a way back that this model does not have"
     self._check(how)
     sigma = self.check_sigma(sigma)
-    check_tensor(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
+    check_images(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
     if how is None: return x_noisy
     if how == 'single_step':
-        return single_step(self.smooth, x_noisy, sigma, score, label=self._label(self.smooth, label))
-    if uniforms is None: uniforms = self.reverse.uniforms(len(x_noisy), generator)
+        return single_step(self.smooth, x_noisy, sigma, score, batch_size, label=self._label(self.smooth, label))
+    if uniforms is None: uniforms = self.reverse.uniforms(len(x_noisy), generator, seed)
     return self._dist(self.reverse, sigma, label, context=x_noisy).from_uniforms(uniforms, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #b93b97fa
@@ -109,11 +121,32 @@ def denoise(self:SmoothedModel,
 def uniforms(self:SmoothedModel,
     n:int, # Samples
     generator=None, # A `torch.Generator`, for samples that can be drawn again
+    seed:int=None, # Or a seed
 ) -> tuple: # Base noise (n, C+1, H, W) of the smooth and of the reverse model; None for a model that is not there
     "All the randomness of `n` samples"
+    generator = as_generator(generator, seed)
     return self.smooth.uniforms(n, generator), None if self.reverse is None else self.reverse.uniforms(n, generator)
 
 # %% ../nbs/course/12_pipeline.ipynb #fdd86416
+@patch
+def _pair(self:SmoothedModel, uniforms, n, generator):
+    "`uniforms`, or new ones; a `ValueError` unless they are a pair for `n` samples"
+    if uniforms is None: return self.uniforms(n, generator)
+    if not isinstance(uniforms, (tuple, list)) or len(uniforms) != 2:
+        raise ValueError(f'uniforms must be a pair, from uniforms(n), got {type(uniforms).__name__}')
+    for net, u in zip((self.smooth, self.reverse), uniforms):
+        if u is None and net is self.reverse: continue
+        n = len(check_tensor(u, 'uniforms', 'n' if n is None else n, self.smooth.channels+1, *self.smooth.size))
+    return uniforms
+
+@patch
+def _drawn(self:SmoothedModel, x_noisy):
+    "What the smooth model drew; a `FloatingPointError` if there is no way back from it"
+    bad = int((~x_noisy.isfinite()).flatten(1).any(1).sum())
+    if not bad: return x_noisy
+    raise FloatingPointError(f'smooth drew NaN or infinity in {bad} of {len(x_noisy)} samples, from which there is no '
+                             'way back: was it trained too briefly, or is the temperature too high?')
+
 @patch
 def sample(self:SmoothedModel,
     n:int=None, # Samples; may be left out if `uniforms` are given
@@ -122,16 +155,18 @@ def sample(self:SmoothedModel,
     label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
     uniforms:tuple=None, # From `uniforms(n)`: the same uniforms give the same samples
     generator=None, # A `torch.Generator`, if `uniforms` are left out
+    seed:int=None, # Or a seed
     **options # Of `ModelDistribution.from_uniforms`, for both networks: `method`, `progress`, `temperature`, ...
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw smoothed samples and bring them back"
     self._check(denoise)
     sigma = self.check_sigma(sigma)
-    if uniforms is None:
-        if n is None: raise ValueError('say how many samples: n or uniforms')
-        uniforms = self.uniforms(n, generator)
+    if n is uniforms is None: raise ValueError('say how many samples: n or uniforms')
+    uniforms = self._pair(uniforms, n, as_generator(generator, seed))
     x_noisy = self._dist(self.smooth, sigma, label).from_uniforms(uniforms[0], **options)
-    return self.denoise(x_noisy, denoise, uniforms[1], sigma, label, **options if denoise == 'two_step' else {})
+    if denoise is None: return x_noisy
+    options = options if denoise == 'two_step' else {}
+    return self.denoise(self._drawn(x_noisy), denoise, uniforms[1], sigma, label, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #d3a2ad5e
 @patch
@@ -142,16 +177,17 @@ def complete(self:SmoothedModel,
     generator=None, # A `torch.Generator`, for the noise on the known pixels, and for the uniforms if they are left out
     sigma:float=None, # Noise level of the way round; the kernel's own if left out
     label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
+    seed:int=None, # Or a seed, for all of that
     **options # Of `ModelDistribution.from_uniforms`
 ) -> torch.Tensor: # (n, C, H, W): `x` where it is known
     "Draw what is not known, by way of smoothed images: smooth what is known, complete that, and go back"
     self._check('two_step')
-    check_tensor(x, 'x', 'n', *self.smooth.event_shape, finite=False)
-    kernel = self.kernel_at(sigma)
-    smooth, reverse = self.uniforms(len(x), generator) if uniforms is None else uniforms
+    check_images(x, 'x', 'n', *self.smooth.event_shape, finite=False)
+    kernel, generator = self.kernel_at(sigma), as_generator(generator, seed)
+    smooth, reverse = self._pair(uniforms, len(x), generator)
     known = dict(known=kernel.sample(x, generator), mask=mask)
     x_noisy = self._dist(self.smooth, kernel.sigma, label).from_uniforms(smooth, **known, **options)
-    back = self._dist(self.reverse, kernel.sigma, label, context=x_noisy)
+    back = self._dist(self.reverse, kernel.sigma, label, context=self._drawn(x_noisy))
     return back.from_uniforms(reverse, known=x, mask=mask, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #5ab09bf6
@@ -217,6 +253,14 @@ def _write_parts(folder, kernel, parts):
     config = dict(kernel={type(kernel).__name__: kernel.sigma}, **names)
     (folder/'config.json').write_text(json.dumps(config, indent=2) + '\n')
 
+def _check_overwrite(folder, parts):
+    "A `FileExistsError` for a folder that holds other parts of a model: they would be lost"
+    try: config = json.loads((Path(folder)/'config.json').read_bytes())
+    except (OSError, ValueError): return  # none, or none that could be loaded
+    if lost := [name for name in PARTS if isinstance(config, dict) and name in config and name not in parts]:
+        raise FileExistsError(f'folder holds a model with {", ".join(lost)}, which would be lost: {str(folder)!r}. '
+                              'Name another folder, or delete it')
+
 # %% ../nbs/course/12_pipeline.ipynb #wri00001
 @faster('distsmooth.engine.checkpoint.write_together')
 def write_all(
@@ -246,6 +290,7 @@ def save_pretrained(self:SmoothedModel,
 ):
     "Write the model as JSON and safetensors, whole or not at all: see `distsmooth.engine.checkpoint.write_together`"
     folder = Path(save_directory)
+    _check_overwrite(folder, dict(self.named_children()))
     def write(new):
         url = ModelHubMixin.save_pretrained(self, new, **{'repo_id': folder.resolve().name, **kwargs})
         if not (folder/'README.md').exists(): os.replace(new/'README.md', folder/'README.md')
@@ -258,18 +303,34 @@ def save_parts(
     kernel:Kernel, # The noise between clean and smoothed images
     **parts # `smooth`, `reverse`, `raw`: one or more networks
 ):
-    "Write some parts of a `SmoothedModel`, whole or not at all; what the folder held before is no longer part of it"
+    "Write some parts of a `SmoothedModel`, whole or not at all; `FileExistsError` for a folder that holds other parts"
     if not parts or parts.keys() - set(PARTS): raise ValueError(f'parts must be some of {PARTS}, got {list(parts)}')
+    for name, net in parts.items(): _check_kind(net, name, Autoregressive)
+    _check_kind(kernel, 'kernel', Kernel), _check_overwrite(folder, parts)
     write_all(folder, lambda new: _write_parts(new, kernel, parts), _members)
 
 # %% ../nbs/course/12_pipeline.ipynb #f7a70dec
 def _find(name, **hub):
     "The folder that `name` stands for; the network is asked only for a hub id"
-    if (PRETRAINED/str(name)/'config.json').exists(): return PRETRAINED/str(name)
-    if Path(name).is_dir(): return Path(name)
-    if str(name).count('/') == 1 and not Path(name).is_absolute(): return Path(snapshot_download(str(name), **hub))
-    bundled = sorted(p.parent.name for p in PRETRAINED.glob('*/config.json'))
-    raise FileNotFoundError(f'name must be one of {bundled}, a folder, or a hub id like user/repo, got {str(name)!r}')
+    if not isinstance(name, (str, Path)) or not str(name): raise TypeError(f'name must be text or a path, got {name!r}')
+    bundled, path = sorted(p.parent.name for p in PRETRAINED.glob('*/config.json')), Path(name)
+    if name in bundled:
+        if (path/'config.json').exists(): warnings.warn(f'{name!r} is a model of the library, the folder is ./{name}')
+        return PRETRAINED/name
+    if path.is_dir(): return path
+    wanted = f'name must be one of {bundled}, a folder, or a hub id like user/repo, got {str(name)!r}'
+    is_id = isinstance(name, str) and re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name)
+    if not is_id or path.parent.exists(): raise FileNotFoundError(f'{wanted}: there is no such folder{_near(path)}')
+    try: return Path(snapshot_download(name, **hub))
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(f'{wanted}: no such folder here, and the hub did not give it '
+                                f'({type(e).__name__}: {str(e).splitlines()[0]})') from e
+
+def _near(path):
+    "A hint at the name of a folder that is there"
+    names = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, 1)
+    return f', did you mean {str(path.parent/near[0])!r}?' if near else ''
 
 def read_files(
     name, # A bundled name ('digits'), a folder, or a hub id ('user/repo')
@@ -281,16 +342,26 @@ def read_files(
 # %% ../nbs/course/12_pipeline.ipynb #c5eff0b3
 def parts_from(
     files:dict, # Of `read_files`
+    name='this model', # Whose files they are, for errors
 ) -> dict: # 'kernel', and each network that is there: 'smooth', 'reverse', 'raw', in eval mode
-    "What the files of a model stand for"
+    "What the files of a model stand for; raises `ValueError` if they stand for none"
     config = json.loads(files['config.json'])
-    (kernel, sigma), = config['kernel'].items()
-    networks = {part: _network(NETWORKS[config[part]], files, part) for part in _parts(config)}
-    return dict(kernel=KERNELS[kernel](sigma), **networks)
+    where, kernel = f'in config.json of {name}', config.get('kernel')
+    if not isinstance(kernel, dict) or len(kernel) != 1:
+        raise ValueError(f'kernel {where} must be one name and its sigma, got {kernel!r}')
+    (kernel, sigma), = kernel.items()
+    check_one_of(kernel, f'kernel {where}', KERNELS)
+    networks = {part: _network(check_one_of(config[part], f'{part} {where}', NETWORKS), files, part, name)
+                for part in _parts(config)}
+    return dict(kernel=KERNELS[kernel](check_number(sigma, f'sigma {where}', '(0, inf)')), **networks)
 
-def _network(kind, files, part):
-    net = kind.from_config(json.loads(files[f'{part}/config.json']))
-    net.load_state_dict(load_safetensors(files[f'{part}/model.safetensors']))
+def _network(kind, files, part, name):
+    try:
+        net = NETWORKS[kind].from_config(json.loads(files[f'{part}/config.json']))
+        net.load_state_dict(load_safetensors(files[f'{part}/model.safetensors']))
+    except Exception as e:  # wrong types, wrong shapes, half a file: each fails in its own way
+        raise ValueError(f'{part} of {name}: config.json and model.safetensors in it do not make a {kind} '
+                         f'({str(e):.150})') from e
     return net.eval()
 
 def load_parts(
@@ -298,7 +369,7 @@ def load_parts(
     **hub # `revision`, `token`, ... of `huggingface_hub.snapshot_download`
 ) -> dict: # 'kernel', and each network that is there: 'smooth', 'reverse', 'raw', in eval mode
     "Load what is there of a model; `FileNotFoundError` if there is none, `ValueError` if a file was changed"
-    return parts_from(read_files(name, **hub))
+    return parts_from(read_files(name, **hub), name)
 
 @patch(cls_method=True)
 def from_pretrained(cls:SmoothedModel,

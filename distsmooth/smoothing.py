@@ -15,7 +15,7 @@ from scipy import integrate
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import pdist
 from torch import distributions as D
-from .checks import check_number, check_tensor
+from .checks import check_images, check_number, check_tensor
 
 # %% ../nbs/course/02_smoothing.ipynb #bff35fa6
 class Kernel:
@@ -39,7 +39,7 @@ def sample(self:Kernel,
     generator=None, # A CPU `torch.Generator`, for noise that can be drawn again
 ) -> torch.Tensor: # `x_noisy`, of the shape, type and device of `x`
     "Draw `x_noisy` around `x`; raises `TypeError` if `x` holds whole numbers"
-    check_tensor(x, 'x', finite=False)
+    check_images(x, 'x', finite=False)
     u = torch.rand(x.shape, dtype=torch.float64, generator=generator)
     return x + self.noise.icdf(u.clamp(1e-12, 1 - 1e-12)).to(x)
 
@@ -70,7 +70,7 @@ def log_prob(self:Kernel,
     x:torch.Tensor, # Clean values, of the same shape
 ) -> torch.Tensor: # (B,) nats
     "`log q(x_noisy | x)`, summed over all dimensions but the first"
-    check_tensor(x_noisy, 'x_noisy', *x.shape, finite=False)
+    check_tensor(x_noisy, 'x_noisy', *check_tensor(x, 'x').shape)
     return self._log_noise(x_noisy - x).to(x_noisy)[..., None].flatten(1).sum(1)
 
 # %% ../nbs/course/02_smoothing.ipynb #c7303e84

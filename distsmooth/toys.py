@@ -28,7 +28,7 @@ class Toy:
         points:torch.Tensor, # (B, dims)
     ) -> torch.Tensor: # (B,) nats, in the type of `points`
         "Exact log density, computed in float64 and differentiable in `points`"
-        check_tensor(points, 'points', 'B', self.dims, finite=False)
+        check_tensor(points, 'points', 'B', self.dims)
         return self._log_prob(points.double().cpu()).to(points)
 
 # %% ../nbs/course/01_toys.ipynb #9bbd1b80
@@ -146,7 +146,7 @@ class Pinwheel(Toy):
         width:float=.04, # Standard deviation across the arm
     ):
         arms = check_number(arms, 'arms', '[1, inf)', whole=True)
-        self.angles, self.twist = 2*math.pi*_f64(range(arms))/arms, float(twist)
+        self.angles, self.twist = 2*math.pi*_f64(range(arms))/arms, check_number(twist, 'twist')
         self.middle = torch.stack([_positive('radius', radius), _f64(0.)])
         self.spread = torch.stack([_positive('length', length), _positive('width', width)])
     def __repr__(self):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['raw_objective', 'smooth_objective', 'reverse_objective', 'TrainConfig', 'make_generator', 'batch_indices',
            'growing_ema', 'make_accelerator', 'Trainer', 'compile_blocks', 'images', 'labels', 'Batches', 'to_device',
-           'seeded', 'State', 'train']
+           'seeded', 'State', 'training_steps', 'train']
 
 # %% ../nbs/course/09_training.ipynb #a53d28f5
 import math
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/course/09_training.ipynb #d2bfafc2
-from .checks import check_fields, check_number, check_sigma_range, within
+from .checks import check_fields, check_images, check_number, check_sigma_range, within
 from .data import Images
 from .blocks import GatedResidual, data_dependent_init
 
@@ -46,13 +46,14 @@ def smooth_objective(
     sigma_range:tuple=None, # (lowest, highest): a sigma for each image; the kernel's if left out
 ): # An objective
     "Model smoothed data: target `x_noisy`"
+    sigma_range = check_sigma_range(sigma_range)
     return partial(_smoothed, kernel=kernel, sigma_range=sigma_range)
 
 # %% ../nbs/course/09_training.ipynb #3824d5aa
 def _smoothed(x, generator=None, *, kernel, sigma_range):
     "Smoothed images, and the noise levels, log-uniform, if there is a range of them"
     if sigma_range is None: return kernel.sample(x, generator), {}
-    low, high = check_sigma_range(sigma_range)
+    low, high = sigma_range
     sigma = low*(high/low)**torch.rand(len(x), generator=generator)
     noise = type(kernel)(1.).sample(torch.zeros_like(x), generator)
     return x + sigma[:, None, None, None]*noise, dict(sigma=sigma)
@@ -64,6 +65,8 @@ def reverse_objective(
     sigma_range:tuple=None, # As in `smooth_objective`
 ): # An objective
     "Model clean data given smoothed data: target `x`, context `x_noisy`"
+    check_number(clean_noise, 'clean_noise', '[0, inf)')
+    sigma_range = check_sigma_range(sigma_range)
     return partial(_reversed, kernel=kernel, clean_noise=clean_noise, sigma_range=sigma_range)
 
 def _reversed(x, generator=None, *, kernel, clean_noise, sigma_range):
@@ -83,7 +86,7 @@ class TrainConfig:
     warmup:int=within('[0, inf)', 100) # steps from 0 to `lr`, a tenth of the run at most
     schedule:Literal['cosine', 'exponential']='cosine' # to 0, or by `decay` a step, as published
     decay:float=within('(0, 1]', 0.999995) # of the exponential schedule
-    betas:tuple[float, float]=(0.95, 0.9995) # Adam's, as in PixelCNN++ (paper's code: 0.9, 0.999)
+    betas:tuple[float, float]=within('[0, 1)', (0.95, 0.9995)) # Adam's (paper's code: 0.9, 0.999)
     clip:Optional[float]=within('(0, inf)', 1.) # largest gradient: no odd batch undoes the run
     ema:float=within('[0, 1)', 0.999) # of averaged weights: 1000 steps or a tenth of a run
     init_batch:int=within('[0, inf)', 128) # images for the data-dependent start; 0 for none
@@ -125,6 +128,8 @@ def batch_indices(
     seed:int=0, # Of the run
 ) -> torch.Tensor: # (batch_size,) which images belong to the step
     "Shuffled anew for each epoch; an incomplete last batch is left out"
+    check_number(n, 'n', '[1, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    check_number(step, 'step', '[0, inf)', whole=True)
     size = min(batch_size, n)
     epoch, i = divmod(step, n//size)
     return _order(n, seed, epoch)[i*size:(i+1)*size].clone()
@@ -226,7 +231,7 @@ class Batches(Dataset):
         self.part, self.parts, self.labelled = part, parts, labelled
     def __getitem__(self, step):
         index = batch_indices(len(self.data), self.config.batch_size, step, self.config.seed)
-        mine = images(self.data, index[self.part::self.parts])
+        mine = check_images(images(self.data, index[self.part::self.parts]), 'data', 'B', 'C', 'H', 'W')
         x = mine.new_full((len(index), *mine.shape[1:]), math.nan)
         x[self.part::self.parts] = mine
         target, conditions = self.objective(x, make_generator(self.config.seed, 'noise', step))
@@ -248,7 +253,7 @@ def examples(self:Trainer,
     generator, # Of the noise
 ) -> tuple: # (target, conditions), on the device
     "What the objective, and the labels if the model takes them, make of some images"
-    target, conditions = self.objective(images(data, index), generator)
+    target, conditions = self.objective(check_images(images(data, index), 'data', 'B', 'C', 'H', 'W'), generator)
     if self.model.n_classes: conditions = dict(conditions, label=labels(data, index))
     return to_device((target, conditions), self.accelerator.device)
 
@@ -373,22 +378,37 @@ class State:
 def go(self:Trainer,
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Take the steps that are left; the caller owns logging, plots and when to stop"
-    start, hidden = time.time(), not (progress and self.accelerator.is_main_process)
-    how = dict(initial=self.step, total=self.total, disable=hidden, desc='training')
+    "Take the steps that are left; the caller logs, plots and stops. `FloatingPointError` if it diverges"
+    start, hidden = time.monotonic(), not (progress and self.accelerator.is_main_process)
+    how = dict(initial=self.step, total=self.total, disable=hidden, desc=self._title())
     with tqdm(self.loader(), **how) as bar:
         for batch in bar:
             loss = self.advance(batch)
             bar.set_postfix(nats_per_dim=f'{loss:.3f}')
             lr = self.config.lr_at(self.step-1, self.total)
-            yield State(self.step, loss, lr, time.time()-start, self.ema.module)
+            yield State(self.step, loss, lr, time.monotonic()-start, self.ema.module)
 
-def train(
+@patch
+def _title(self:Trainer):
+    n = self.accelerator.num_processes
+    return 'training' if n == 1 else f'training on {n} processes'
+
+def training_steps(
     model:nn.Module, # An `Autoregressive` with weight-normed convolutions, changed in place
     data, # (N, C, H, W) clean images in [-1, 1], or a data set of them
     objective, # `raw_objective`, `smooth_objective(kernel)` or `reverse_objective(kernel)`
     config:TrainConfig=None, # The defaults if left out
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Maximise the log-likelihood, see `Trainer.go`"
+    "Maximise the log-likelihood, step by step as the caller asks for them: see `Trainer.go`"
     return Trainer(model, data, objective, config).go(progress)
+
+def train(
+    model:nn.Module, # As for `training_steps`
+    data, # As for `training_steps`
+    objective, # As for `training_steps`
+    config:TrainConfig=None, # As for `training_steps`
+    progress:bool=False, # As for `training_steps`
+) -> list: # Of a `State` for each step; `[-1].ema` is the averaged model
+    "Take all of the `training_steps`"
+    return list(training_steps(model, data, objective, config, progress))

@@ -3,7 +3,7 @@
     make box                                   # trains the three networks, packs them, and runs this
 
     distsmooth train --recipe digits-smooth --data.name mnist --out runs/digits-smooth        # and -reverse, and -raw
-    distsmooth pack --parts '[runs/digits-smooth, runs/digits-reverse, runs/digits-raw]' --out distsmooth/pretrained/digits
+    distsmooth pack --parts runs/digits-smooth runs/digits-reverse runs/digits-raw --out distsmooth/pretrained/digits
     python scripts/card_digits.py runs         # also copies the logs of the three runs, if their folder is given
 
 Likelihoods and errors: the first 500 bundled test digits, IWAE-16 the first 120. Samples: 256 of each kind, by `distsmooth.metrics`. About half an hour on one core.

@@ -15,8 +15,8 @@ def fresh_copy(tmp):
     return Path(tmp)
 
 def same(new, old, pattern):
-    "Files of this pattern that are not the same in both folders; `__main__.py`, the one that no notebook exports, does not count"
-    names = {p.relative_to(d).as_posix() for d in (new, old) for p in d.rglob(pattern) if '.ipynb_checkpoints' not in p.parts and 'pretrained' not in p.parts and p.name != '__main__.py'}
+    "Files of this pattern that are not the same in both folders; `__main__.py` and `__init__.py`, which no notebook exports, do not count"
+    names = {p.relative_to(d).as_posix() for d in (new, old) for p in d.rglob(pattern) if '.ipynb_checkpoints' not in p.parts and 'pretrained' not in p.parts and p.name not in ('__main__.py', '__init__.py')}
     return [n for n in sorted(names) if not ((new/n).exists() and (old/n).exists() and filecmp.cmp(new/n, old/n, shallow=False))]
 
 def package_is_exported():
@@ -41,10 +41,28 @@ def code_is_tidy():
     wrong = [line for line in found.stdout.splitlines() if not patched(line)]
     if wrong or found.stderr: sys.exit('\n'.join([*wrong, found.stderr]))
 
+def package_installs():
+    "The source archive and the wheel, each installed where nothing of this folder is, draw a digit and bring the notebooks"
+    build = 'from setuptools.build_meta import *; quiet = {"--global-option": ["--quiet"]}; build_sdist("dist", quiet); build_wheel("dist", quiet)'
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        for name in ('distsmooth', 'nbs'): shutil.copytree(ROOT/name, tmp/'source'/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        for p in ROOT.iterdir():
+            if p.is_file(): shutil.copy(p, tmp/'source')
+        run('python', '-c', build, cwd=tmp/'source')
+        for archive in sorted((tmp/'source'/'dist').iterdir()):
+            at = tmp/archive.suffix[1:]
+            run('python', '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-build-isolation', '--target', at, archive)
+            command = lambda *args: run('python', at/'bin'/'distsmooth', *args, cwd=tmp, PYTHONPATH=str(at))
+            run('python', '-c', 'import distsmooth, sys; assert distsmooth.__file__.startswith(sys.argv[1]), distsmooth', at, cwd=tmp, PYTHONPATH=str(at))
+            command('demo', '--n', 1, '--out', at/'out', '--quiet')
+            command('lab', '--open', 'false', '--out', at/'lab')
+            assert (at/'out'/'demo.png').is_file() and (at/'lab'/'course'/'01_toys.ipynb').is_file() and (at/'distsmooth'/'py.typed').is_file()
+
 def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing', OMP_NUM_THREADS='1')  # two workers of one thread each
 def tests_pass(): run('python', '-m', 'pytest', '-q', '-n', 2, '--dist', 'loadfile', '--durations=8', 'tests', OMP_NUM_THREADS='1')
 
-for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, notebooks_run, tests_pass):
+for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, package_installs, notebooks_run, tests_pass):
     start = time.time()
     print(f'== {step.__name__.replace("_", " ")}', flush=True)
     try: step()

@@ -252,7 +252,7 @@ def test_bad_methods_counts_and_contexts():
     model, given, context = tiny(), tiny(context_channels=1), image(3, 1, 5, 5)
     with pytest.raises(ValueError, match=r"method must be one of \[.*'naive'.*\], got 'magic'"): model.sample(2, method='magic')
     with pytest.raises(ValueError, match='say how many samples'): model.sample()
-    with pytest.raises(ValueError, match='n must be 3 like uniforms, or None, got 5'): model.sample(5, uniforms=model.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(5, 2, 5, 5\), got \(3, 2, 5, 5\)'): model.sample(5, uniforms=model.uniforms(3))
     for n in (0, -1, 2.5, '3'):
         with pytest.raises(ValueError, match='n must be a whole number of at least 1'): model.sample(n)
     with pytest.raises(ValueError, match='context must be None'): model.sample(3, context=context)
@@ -260,7 +260,7 @@ def test_bad_methods_counts_and_contexts():
     with pytest.raises(ValueError, match='context must be given'): given.sample(3)
     with pytest.raises(ValueError, match='context must be given'): given.log_prob(context)
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.log_prob(context[:2], context)
-    with pytest.raises(ValueError, match='n must be 3 like uniforms, or None, got 2'): given.sample(2, context, uniforms=given.uniforms(3))
+    with pytest.raises(ValueError, match=r'uniforms must be \(2, 2, 5, 5\), got \(3, 2, 5, 5\)'): given.sample(2, context, uniforms=given.uniforms(3))
     with pytest.raises(ValueError, match=r'context must be \(2, 1, 5, 5\), got \(3'): given.sample(2, context)
     with pytest.raises(ValueError, match=r'context must be \(B, 1, 5, 5\)'): given.sample(context=image(3, 2, 5, 5))
     with pytest.raises(ValueError, match='context holds NaN'): given.sample(context=context*torch.nan)
@@ -571,8 +571,8 @@ def test_bad_completions_temperatures_and_canvases():
         (ValueError, 'known holds NaN', dict(known=known*torch.nan, mask=~mask)),
         (TypeError, 'known must be a float tensor, got torch.uint8', dict(known=known.byte(), mask=mask)),
         (ValueError, r'known must be \(1 or 3, 1, 5, 5\), got \(2, 1, 5, 5\)', dict(known=known[:2], mask=mask)),
-        (TypeError, 'mask must be a bool tensor, got torch.int64', dict(known=known, mask=mask.long())),
-        (TypeError, 'mask must be a bool tensor, got list', dict(known=known, mask=[True])),
+        (TypeError, 'mask must be a tensor of bools, or of 0 and 1, got torch.float32', dict(known=known, mask=mask + .5)),
+        (TypeError, 'mask must be a tensor of bools, or of 0 and 1, got list', dict(known=known, mask=[True])),
         (ValueError, r'mask must be \(1 or 3, 1, 5, 5\), got \(1, 1, 5, 4\)', dict(known=known, mask=mask[:, :4])),
         (ValueError, r'got \(2, 1, 5, 5\)', dict(known=known, mask=mask.expand(2, 1, 5, 5))),
         (ValueError, r"transform must be one of \['choice', 'icdf'\], got 'magic'", dict(transform='magic')),

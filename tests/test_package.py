@@ -4,10 +4,12 @@ import importlib
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 import pytest
+import distsmooth
 
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = [p.stem.split('_', 1)[1] for p in sorted((ROOT/'nbs'/'course').glob('[0-9]*_*.ipynb'))]
@@ -34,6 +36,31 @@ for name in {MODULES}:
     assert module.__all__ and not missing, (name, missing)
 """
     subprocess.run([sys.executable, '-c', code], check=True, cwd='/')
+
+def test_the_package_itself_is_light_and_has_what_most_people_need():
+    code = """
+import sys, distsmooth
+assert 'torch' not in sys.modules and not set(distsmooth.__all__) - set(dir(distsmooth))
+from distsmooth import SmoothedModel, load_dataset, single_step
+assert SmoothedModel.from_pretrained and len(load_dataset('digits', 'test')) == 2000 and callable(single_step)
+try: distsmooth.nothing
+except AttributeError as e: assert 'nothing' in str(e)
+else: raise AssertionError
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd='/')
+
+def test_what_a_package_says_of_itself(tmp_path):
+    "Built from the sources: links hold elsewhere, types are there, nothing that is optional is required"
+    for name in ('settings.ini', 'setup.py', 'README.md', 'CHANGELOG.md', 'LICENSE', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
+    for name in ('distsmooth', 'distsmooth/engine', 'meta'): (tmp_path/name).mkdir()
+    code = 'from setuptools.build_meta import prepare_metadata_for_build_wheel as write; write("meta")'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path, capture_output=True)
+    said = next((tmp_path/'meta').rglob('METADATA')).read_text()
+    head, _, body = said.partition('\n\n')
+    assert f'Version: {distsmooth.__version__}\n' in head and 'Typing :: Typed' in head and head.count('Project-URL') == 3
+    assert not re.search(r'Requires-Dist: (tensorboard|jupyterlab|shtab)[^;]*$', head, re.M) and 'extra == "tensorboard"' in head
+    links = re.findall(r'\]\(([^)#][^)]*)\)', body)
+    assert len(links) > 20 and all(link.startswith('https://') for link in links)
 
 @pytest.mark.parametrize('name', MODULES)
 def test_public_names_are_documented(name):

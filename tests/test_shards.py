@@ -275,7 +275,7 @@ def test_which_network_draws(tmp_path):
 
 @pytest.mark.parametrize('n, batch_size', [(0, 1), (1, 0), (-1, 1)])
 def test_no_samples(levels, tmp_path, n, batch_size):
-    with pytest.raises(ValueError, match=f'n and batch_size must be at least 1, got {n} and {batch_size}'): sample_shards(levels, tmp_path, n, batch_size=batch_size)
+    with pytest.raises(ValueError, match='(n|batch_size) must be a whole number of at least 1, got'): sample_shards(levels, tmp_path, n, batch_size=batch_size)
 
 @pytest.mark.parametrize('how', ['sample', 'two_step', 'single_step'])
 def test_a_level_that_the_network_does_not_know_is_refused(one_level, tmp_path, how):
@@ -360,7 +360,7 @@ def test_a_given_level_wins_over_the_written_one(levels, samples, tmp_path):
     assert json.loads((tmp_path/'own'/'settings.json').read_text())['sigma'] == .5
 
 def test_ways_back_that_are_not_there(levels, samples, tmp_path):
-    with pytest.raises(ValueError, match="how must be 'two_step' or 'single_step', got 'magic'"): denoise_shards(levels, samples, tmp_path/'o', 'magic')
+    with pytest.raises(ValueError, match="how must be one of .*, got 'magic'"): denoise_shards(levels, samples, tmp_path/'o', 'magic')
     smooth = saved(tmp_path/'smooth', parts=('smooth',), sigma_range=(.1, 1.))
     with pytest.raises(ValueError, match=r"must hold reverse, it holds \['smooth'\]"): denoise_shards(smooth, samples, tmp_path/'o')
     laplace = saved(tmp_path/'laplace', LaplaceKernel(.5), (.1, 1.))

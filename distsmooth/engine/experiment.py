@@ -10,8 +10,11 @@ __all__ = ['RECIPES', 'QUANTITIES', 'COLUMNS', 'Data', 'Objective', 'Network', '
 import csv
 import io
 import math
+import signal
+import threading
 import warnings
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Optional
@@ -21,16 +24,15 @@ import torch
 import yaml
 from accelerate.utils import gather_object
 from fastcore.basics import patch
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
 # %% ../../nbs/engine/experiment.ipynb #4abcb036
-from .checkpoint import Checkpoints, write_whole
+from .checkpoint import Checkpoints, sweep, write_whole
 from ..conditional import StackedPixelCNNpp
-from ..data import load_dataset
+from ..data import fingerprint, load_dataset
 from ..pipeline import KERNELS, save_parts
 from ..pixelcnn import PixelCNNpp
-from ..checks import check_fields, check_sigma, check_sigma_range, within
+from ..checks import check_fields, check_number, check_one_of, check_sigma, check_sigma_range, within
 from ..training import (TrainConfig, Trainer, images, make_generator, raw_objective, reverse_objective,
                                  smooth_objective)
 
@@ -40,8 +42,9 @@ class Data:
     "Which images"
     name:str='digits' # 'digits' (bundled), 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None # where they are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=32 # side of CelebA's images and of those in a folder; the others keep their own
+    size:int=within('[1, inf)', 32) # side of CelebA's images and of those in a folder; the others keep their own
     download:bool=False # let torchvision fetch what is missing
+    __post_init__ = check_fields
 
     def load(self, split): return load_dataset(self.name, split, self.root, self.size, self.download)
 
@@ -73,11 +76,11 @@ class Objective:
 @dataclass
 class Network:
     "With which network"
-    n_filters:int=40 # channels of each stream; 160 for colour images in the paper's code
-    n_resnet:int=5 # gated blocks at each resolution
-    n_mix:int=10 # components of each pixel's mixture
+    n_filters:int=within('[1, inf)', 40) # channels of each stream; 160 for colour images in the paper's code
+    n_resnet:int=within('[1, inf)', 5) # gated blocks at each resolution
+    n_mix:int=within('[1, inf)', 10) # components of each pixel's mixture
     head:Literal['continuous', 'discretized']='continuous' # densities, as published, or probabilities of 8-bit values
-    dropout:float=0.5 # share of elements dropped in each block
+    dropout:float=within('[0, 1)', 0.5) # share of elements dropped in each block
     context:Literal['encoder', 'stacked']='encoder' # how it sees x_noisy: by a network of its own, or above the image
     n_classes:int=within('[0, inf)', 0) # class labels that it is told; 0 for none
     __post_init__ = check_fields
@@ -104,7 +107,7 @@ class Log:
     samples:int=within('[0, inf)', 16) # images in a grid; 0 for none
     save_every:int=within('[1, inf)', 500) # steps between two checkpoints
     keep:int=within('[1, inf)', 3) # checkpoints that are kept
-    tensorboard:bool=True # write TensorBoard's files beside log.csv
+    tensorboard:bool=True # write TensorBoard's files beside log.csv, if it is installed
     __post_init__ = check_fields
 
 # %% ../../nbs/engine/experiment.ipynb #51b891ca
@@ -147,6 +150,7 @@ def quantity(
     head:str, # 'continuous' or 'discretized'
 ) -> str: # For logs and cards
     "What a negative log-likelihood is of; a `ValueError` for probabilities of 8-bit values where the data have none"
+    check_one_of(part, 'part', ('smooth', 'reverse', 'raw')), check_one_of(head, 'head', ('continuous', 'discretized'))
     if (part, head) not in QUANTITIES:
         raise ValueError(f"head must be 'continuous' for smoothed images, which are no 8-bit values, got {head!r}")
     return QUANTITIES[part, head]
@@ -160,12 +164,14 @@ def evaluate(
     batch_size:int=50, # Images at once
 ) -> float: # Nats/dim, of `quantity(part, head)`
     "The mean negative log-likelihood of test images, each counted once, whatever the number of processes"
+    check_number(n, 'n', '[0, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     acc, model, seed = run.accelerator, run.ema.module, run.config.seed
     index, mine = torch.arange(min(n or len(data), len(data))), [0., 0]
     for i, batch in enumerate(index.split(batch_size)):
         if i % acc.num_processes != acc.process_index: continue
         target, conditions = run.examples(data, batch, make_generator(seed, 'test', i))
-        nats = -model.log_prob(target, **conditions).cpu().double().sum().item() # Not every device has float64
+        nats = -model.log_prob(target, **conditions, batch_size=batch_size)
+        nats = nats.cpu().double().sum().item() # Not every device has float64
         mine = [mine[0] + nats, mine[1] + len(batch)]
     nats, count = map(sum, zip(*gather_object([mine])))
     return nats/count/model.dims
@@ -203,8 +209,20 @@ class CSVLog:
         step:int=0, # Keep the lines up to this step
     ):
         self.path = Path(path)
-        old = csv.DictReader(io.StringIO(self.path.read_text())) if self.path.exists() else []
-        self.rows = [row for row in old if int(row['step']) <= step]
+        check_number(step, 'step', '[0, inf)', whole=True)
+        self.rows = [row for row in self._read() if int(row['step']) <= step] if self.path.exists() else []
+    def _read(self):
+        "The lines that are whole; if some are not, the file is kept as `log.csv.damaged`"
+        text = self.path.read_text(errors='replace')
+        rows = list(csv.DictReader(text.replace('\0', '\ufffd').splitlines()))
+        whole = lambda row: None not in (*row, *row.values()) and '\ufffd' not in ''.join(row.values())
+        good = [row for row in rows if whole(row) and row.get('step', '').isdecimal()]
+        if len(good) == len(rows): return good
+        aside = self.path.with_name(f'{self.path.name}.damaged')
+        write_whole(aside, lambda f: f.write(self.path.read_bytes()))
+        warnings.warn(f'{self.path} is damaged in {len(rows) - len(good)} lines: it is kept as {aside}, '
+                      'the log goes on with the other lines')
+        return good
     def add(self, **row):
         "One more line; columns that are not given stay empty"
         self.rows.append({c: f'{v:.6g}' if isinstance(v := row.get(c, ''), float) else str(v) for c in COLUMNS})
@@ -243,8 +261,9 @@ class Experiment:
         quantity(recipe.objective.part, recipe.network.head)
         if recipe.objective.clean_noise and recipe.network.head == 'discretized':
             raise ValueError(f'clean_noise must be 0 for 8-bit images, got {recipe.objective.clean_noise!r}')
-        self.checkpoints = Checkpoints(self.out/'checkpoints', recipe.log.keep, recipe.settings)
         self.data, self.test = recipe.data.load('train'), recipe.data.load('test')
+        self.checkpoints = Checkpoints(self.out/'checkpoints', recipe.log.keep, recipe.settings)
+        self.images = fingerprint(self.data)
         torch.manual_seed(recipe.train.seed)
         x = images(self.data, torch.arange(1))
         network = recipe.network.make(x.shape[1], x.shape[2:], recipe.objective)
@@ -254,19 +273,37 @@ class Experiment:
         elif self.checkpoints.steps:
             raise FileExistsError(f'out holds a run at step {self.checkpoints.steps[-1]} already, {str(out)!r}: '
                                   'resume it, or name another folder')
+        elif (self.out/'config.json').exists() and not (self.out/'recipe.yaml').exists():
+            raise FileExistsError(f'out holds a model that no run made, {str(out)!r}: name another folder')
 
 # %% ../../nbs/engine/experiment.ipynb #4ffa4037
 @patch
 def _resume(self:Experiment):
-    _, state = self.checkpoints.load()
-    self.losses = state.pop('losses')
+    _, state = self.checkpoints.load(free=('train.steps', 'train.epochs'))
+    self.losses, was = state.pop('losses'), state.pop('images', self.images)  # not told by version 0.1
+    if was != self.images:
+        raise ValueError(f'data must be the images that the run in {self.out} began with, {was}, got {self.images}: '
+                         'put them back, or begin a new run in another folder')
     self.run.restore(state)
+    self._say_length()
+
+@patch
+def _say_length(self:Experiment):
+    "What becomes of a run that is made longer or shorter; a `ValueError` for less than it has done"
+    step, total, file, config = self.run.step, self.run.total, self.out/'recipe.yaml', self.recipe.train
+    if step > total: raise ValueError(f'steps must be at least the {step} that are done, got {total}')
+    was = yaml.safe_load(file.read_text())['train'] if file.is_file() else asdict(config)
+    before = replace(config, steps=was['steps'], epochs=was['epochs']).total(len(self.data))
+    if before == total or not self.main: return
+    lr, now = (config.lr_at(min(step, n - 1), n) for n in (before, total))
+    print(f'a run of {before} steps goes on to {total}: its {config.schedule} schedule is stretched, '
+          f'the learning rate of step {step} is {now:.2g} instead of {lr:.2g}', flush=True)
 
 @patch
 def _save(self:Experiment):
     "A checkpoint, and the averaged network"
     save_parts(self.out, self.recipe.objective.noise, **{self.recipe.objective.part: self.run.ema.module})
-    self.checkpoints.save(self.run.step, dict(self.run.state(), losses=self.losses))
+    self.checkpoints.save(self.run.step, dict(self.run.state(), losses=self.losses, images=self.images))
 
 @patch
 def _due(self:Experiment, every):
@@ -280,19 +317,30 @@ def go(self:Experiment,
 ) -> float: # Nats/dim of test images at the end
     "Train to the end, and write down what there is to write; what is done is safe at every moment"
     run, log, first, nats = self.run, self.recipe.log, self.run.step, None
+    if self.main and not self.checkpoints.steps: self._save()  # what cannot be saved should fail now
     lines = CSVLog(self.out/'log.csv', first) if self.main else None
-    board = SummaryWriter(self.out/'tensorboard', purge_step=first + 1) if self.main and log.tensorboard else None
-    for state in _steps(run, progress):
-        self.losses.append(state.loss)
-        tested = self._due(log.test_every)
-        if tested: nats = evaluate(run, self.test, log.test_images)
-        if tested or self._due(log.every):
-            speed = (state.step - first)*run.n/state.seconds
-            if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
-            self.losses = []
-        if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
-        if self._due(log.save_every) and self.main: self._save()
+    board = _tensorboard(self.out/'tensorboard', first) if self.main and log.tensorboard else None
+    with _interruptible() as asked:
+        for state in _steps(run, progress):
+            self.losses.append(state.loss)
+            tested = self._due(log.test_every)
+            if tested: nats = evaluate(run, self.test, log.test_images)
+            if tested or self._due(log.every):
+                speed = (state.step - first)*run.n/max(state.seconds, 1e-9)
+                if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
+                self.losses = []
+            if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
+            stop = any(gather_object([bool(asked)])) and run.step < run.total
+            if (stop or self._due(log.save_every)) and self.main: self._save()
+            if stop: raise KeyboardInterrupt(f'step {run.step} of {run.total} is saved in {self.out}')
     return nats
+
+def _tensorboard(folder, step):
+    "A writer of TensorBoard's files that goes on after `step`; None, and a remark, if it is not installed"
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError: return print("TensorBoard is off: it is not installed (pip install 'distsmooth[tensorboard]'); "
+                                     'log.csv has the same numbers', flush=True)
+    return SummaryWriter(folder, purge_step=step + 1)
 
 # %% ../../nbs/engine/experiment.ipynb #ab9e48f9
 @patch
@@ -311,7 +359,7 @@ def _draw(self:Experiment, n):
     x = sample_grid(self.run, self.recipe.objective, self.test, n)
     bad = (~x.isfinite().flatten(1).all(1)).sum().item()
     if bad: warnings.warn(f'{bad} of the {n} samples of step {self.run.step} are not finite (drawn in grey): '
-                          'the network diverges, or has learned too little to draw from; '
+                          'the network diverges, or was trained too briefly to draw from; '
                           f'lower lr (now {self.recipe.train.lr:.2g}) if later grids are no better')
     x = x.nan_to_num(0., 0., 0.).clamp(-1, 1)
     folder = self.out/'samples'
@@ -319,6 +367,17 @@ def _draw(self:Experiment, n):
     nrow = min(n, 8) if len(x) == n else n
     path = folder/f'step-{self.run.step:09d}.png'
     write_whole(path, lambda f: save_image((x + 1)/2, f, nrow=nrow, format='png'))
+
+# %% ../../nbs/engine/experiment.ipynb #dfd60651
+@contextmanager
+def _interruptible():
+    "A list that the first Ctrl-C puts something into; the second one stops at once"
+    asked, main = [], threading.current_thread() is threading.main_thread()
+    def ask(*_): asked.append(True), signal.signal(signal.SIGINT, before)
+    before = signal.signal(signal.SIGINT, ask) if main else None
+    try: yield asked
+    finally:
+        if main: signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/engine/experiment.ipynb #82d79e64
 def _steps(run, progress):
@@ -344,6 +403,7 @@ def fit(
     f = Experiment(recipe, out, resume)
     if not f.main: return f.go(progress)
     with f.checkpoints:
+        sweep(f.out)
         text = yaml.safe_dump(asdict(recipe), sort_keys=False).encode()
         write_whole(f.out/'recipe.yaml', lambda file: file.write(text))
         return f.go(progress)

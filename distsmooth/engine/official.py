@@ -7,7 +7,9 @@ __all__ = ['official_state', 'load_official']
 
 # %% ../../nbs/engine/official.ipynb #0ff1c004
 import re
+from pathlib import Path
 import torch
+from .checkpoint import load_plain
 from ..logistic import n_params
 from ..pixelcnn import PixelCNNpp
 
@@ -33,17 +35,23 @@ def official_state(
     return {k: v.flatten(1) if linear(k) else v for k, v in state.items()}
 
 # %% ../../nbs/engine/official.ipynb #05f7a691
+def _state_dict(state):
+    "The tensors by name; a `ValueError` unless the first and the last layer are among them"
+    if isinstance(state, (str, Path)): state = load_plain(state)
+    if isinstance(state, (list, tuple)) and state: state = state[0]
+    tensors = isinstance(state, dict) and all(isinstance(k, str) for k in state)
+    state = {k.removeprefix('module.'): v for k, v in state.items()} if tensors else {}
+    found = {k for k in ('u_init.conv.weight_v', 'nin_out.lin_a.bias') if isinstance(state.get(k), torch.Tensor)}
+    if len(found) == 2: return state
+    raise ValueError(f'state must hold u_init and nin_out of the published PixelCNN++, found {list(state)[:3]}')
+
 def load_official(
     state, # A checkpoint of the published code: a path, a list whose first item is the state dict, or the state dict
     size=28, # Side of the images, or (H, W); for the second stage, where the context stands above the image, (2*H, W)
     head:str='continuous', # How the output is read: the published models of smoothed and of clean data are continuous
 ) -> PixelCNNpp: # With the same outputs, in evaluation mode
     "Read weights of the published PyTorch code; raises `ValueError` if they are not a PixelCNN++ of it"
-    if not isinstance(state, (dict, list, tuple)): state = torch.load(state, map_location='cpu', weights_only=True)
-    state = state if isinstance(state, dict) else state[0]
-    state = {k.removeprefix('module.'): v for k, v in state.items()}
-    if not {'u_init.conv.weight_v', 'nin_out.lin_a.bias'} <= state.keys():
-        raise ValueError(f'state must hold u_init and nin_out of the published PixelCNN++, found {list(state)[:3]}')
+    state = _state_dict(state)
     (n_filters, n_in), n_out = state['u_init.conv.weight_v'].shape[:2], len(state['nin_out.lin_a.bias'])
     blocks = [k for k in state if re.fullmatch(r'up_layers\.0\.u_stream\.\d+\.conv_input\.conv\.bias', k)]
     net = PixelCNNpp(n_in - 1, size, n_filters, len(blocks), n_out//n_params(n_in - 1, 1), head)

@@ -10,6 +10,7 @@ import json
 import warnings
 from contextlib import ExitStack
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 # %% ../../nbs/engine/shards.ipynb #f826dbf7
@@ -20,9 +21,10 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
-from ..checks import check_sigma, check_tensor
-from .checkpoint import check_settings, lock_folder, write_whole
-from ..denoising import single_step
+from ..checks import check_images, check_number, check_one_of, check_sigma
+from .checkpoint import check_settings, is_whole, load_plain, lock_folder, sweep, write_sealed, write_whole
+from ..autoregressive import draw
+from ..denoising import SCORES, single_step
 from ..pipeline import parts_from, read_files
 from ..smoothing import GaussianKernel
 from ..training import make_accelerator, make_generator
@@ -46,7 +48,7 @@ def run_shards(
     with ExitStack() as held:
         missing = _by_main(acc, begin)
         mine, quiet = missing[acc.process_index::acc.num_processes], not (progress and acc.is_main_process)
-        for k in tqdm(mine, disable=quiet, desc='shards'):
+        for k in tqdm(mine, disable=quiet, desc=f'shards, {acc.num_processes} processes'):
             _write_shard(paths[k], work(k))
         acc.wait_for_everyone()
     return paths
@@ -71,14 +73,25 @@ def take_folder(
     if out.exists() and not out.is_dir(): raise ValueError(f'out must be a folder, {str(out)!r} is a file')
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock_folder(out))
+    sweep(out)
     path, settings = out/'settings.json', json.loads(json.dumps(settings))
-    if path.exists(): check_settings(out, json.loads(path.read_text()), settings)
+    if path.exists(): check_settings(out, _settings(out), settings)
     else: write_whole(path, lambda f: f.write(json.dumps(settings, indent=2).encode()))
+def _settings(folder):
+    "What the shards of a folder were made with; nothing is known of a folder without settings.json"
+    path = Path(folder)/'settings.json'
+    if not path.is_file(): return {}
+    try: settings = json.loads(path.read_text())
+    except ValueError: settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f'{path} is damaged: take another folder, or delete this one and draw again')
+    return settings
 
 # %% ../../nbs/engine/shards.ipynb #cd937356
 def _arrays(path):
     "The arrays of a shard; None if it is not there, or damaged"
     try:
+        if not is_whole(path): return None
         with np.load(path) as f: return {'x': f['x'], **f}
     except Exception: return None # Broken files fail in a dozen ways
 
@@ -92,8 +105,10 @@ def _is_done(path, n, source):
 
 def _write_shard(path, arrays):
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
-    if not np.isfinite(arrays['x']).all(): warnings.warn(f'{path} holds NaN or infinity: drawn again by the next start')
-    write_whole(path, lambda f: np.savez(f, **arrays))
+    if not np.isfinite(arrays['x']).all():
+        warnings.warn(f'{path} holds NaN or infinity: drawn again by the next start; was it trained too briefly?')
+    np.savez(buffer := BytesIO(), **arrays)
+    write_whole(path, lambda f: write_sealed(f, lambda sealed: sealed.write(buffer.getvalue())))
 
 # %% ../../nbs/engine/shards.ipynb #321f06d3
 BLOCK = 64
@@ -123,7 +138,7 @@ def sample_shards(
     **how # `method`, `transform`, `temperature` of `distsmooth.autoregressive.draw`
 ) -> list: # Paths of the shards; `load_samples(paths, n)` reads the samples that were asked for
     "Draw `n` samples, shard by shard: x (k, C, H, W), unclipped, and their noise level"
-    if n < 1 or batch_size < 1: raise ValueError(f'n and batch_size must be at least 1, got {n} and {batch_size}')
+    check_number(n, 'n', '[1, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     acc = make_accelerator()
     name, net, kernel, weights = _network(model, *([part] if part else ['smooth', 'raw']))
     if name == 'raw' and sigma is not None:
@@ -131,6 +146,8 @@ def sample_shards(
     level = {} if name == 'raw' else dict(sigma=_level(net, kernel, sigma))
     settings = dict(what='samples', part=name, weights_sha256=weights, seed=seed, batch_size=batch_size, **level, **how)
     sizes = [len(c) for c in torch.arange(n).split(batch_size)]
+    dist = net.dist_at(level.get('sigma'), label=how.get('label'))
+    draw(dist, net.uniforms(1), **{k: v for k, v in how.items() if k != 'label'}) # Refuses before `out` is made
     net.to(acc.device)
     def work(k):
         uniforms = image_uniforms(net, seed, 'sample', k*batch_size, sizes[k]).to(acc.device)
@@ -140,7 +157,7 @@ def sample_shards(
 def _network(model, *wanted):
     "The first of the wanted parts that there is: its name, the network, the kernel, the sha256 of the weights' file"
     files = read_files(model)
-    parts = parts_from(files)
+    parts = parts_from(files, model)
     kernel = parts.pop('kernel')
     part = next((w for w in wanted if w in parts), None)
     if part is None: raise ValueError(f'{str(model)!r} must hold {" or ".join(wanted)}, it holds {sorted(parts)}')
@@ -155,12 +172,14 @@ def load_samples(
     path, # A folder of shards, some shards of one, or a file: .npz, .npy, or .pt/.pth as the published code writes them
     n:int=None, # The first so many; all if left out
 ) -> tuple: # Images (n, C, H, W), and the noise level that was written with them, or None
-    "Read samples; raises `FileNotFoundError` or `ValueError` if there are none, or fewer than `n`"
+    "Read samples; raises `FileNotFoundError` or `ValueError` if there are none, a gap in them, or fewer than `n`"
+    if n is not None: check_number(n, 'n', '[1, inf)', whole=True)
     x, sigma = _from_shards(path) if isinstance(path, (list, tuple)) else _from_path(Path(path))
     if n is not None and len(x) < n: raise ValueError(f'n must be at most {len(x)}, the images there are, got {n}')
     return x[:n], sigma
 
 def _from_shards(paths):
+    if not paths: raise ValueError('path must list at least one shard, got none')
     shards = [_arrays(p) for p in paths]
     for p, arrays in zip(paths, shards):
         if arrays is None: raise ValueError(f'{p} is damaged: the command that wrote it draws it again')
@@ -171,26 +190,37 @@ def _from_path(path):
     if path.is_dir():
         paths = sorted(path.glob('shard-*.npz'))
         if not paths: raise FileNotFoundError(f'no shard-*.npz in {path}: not a folder that `distsmooth sample` wrote')
+        gaps = {f'shard-{k:05d}.npz' for k in range(len(paths))} - {p.name for p in paths}
+        if gaps: raise ValueError(f'{path/min(gaps)} is missing: the command that wrote the others draws it')
         return _from_shards(paths)
-    if not path.exists(): raise FileNotFoundError(f'samples must be a folder or a file that exists, got {str(path)!r}')
+    if not path.is_file(): raise FileNotFoundError(f'samples must be a folder or a file that exists, got {str(path)!r}')
     x = _READERS.get(path.suffix, _unreadable)(path)
     if not isinstance(x, torch.Tensor) or x.ndim != 4:
         raise ValueError(f'{path} must hold images (n, C, H, W), got {tuple(getattr(x, "shape", ()))}')
-    return x.float(), None
+    return check_images(x, str(path), finite=False).float(), None
 
 # %% ../../nbs/engine/shards.ipynb #54b90859
 def _unreadable(path):
     raise ValueError(f'samples must be a folder, or a file that ends in one of {list(_READERS)}, got {str(path)!r}')
 
 def _from_npz(path):
-    with np.load(path) as arrays:
+    arrays = _from_npy(path)
+    if not isinstance(arrays, np.lib.npyio.NpzFile): raise ValueError(f'{path} is damaged, or no .npz file')
+    with arrays:
         for name in ('x', 'smoothed_unclipped', 'samples', 'arr_0'):
-            if name in arrays: return torch.from_numpy(arrays[name])
+            if name in arrays: return _from_npy(path, name)
         raise ValueError(f'{path} must hold an array called x, it holds {arrays.files}')
 
-def _from_pt(path): return torch.load(path, map_location='cpu', weights_only=True)
+def _from_npy(path, name=None):
+    "The array in a file, or the one of that name; a `ValueError` for whatever is none"
+    try:
+        found = np.load(path, allow_pickle=False)
+        if name is None and not isinstance(found, np.ndarray): return found
+        return torch.from_numpy(found if name is None else found[name])
+    except Exception as e:  # broken files fail in a dozen ways, and some advise to run what is in them
+        raise ValueError(f'{path} is damaged, or holds no array of numbers ({type(e).__name__})') from None
 
-_READERS = {'.npz': _from_npz, '.npy': lambda p: torch.from_numpy(np.load(p)), '.pt': _from_pt, '.pth': _from_pt}
+_READERS = {'.npz': _from_npz, '.npy': _from_npy, '.pt': load_plain, '.pth': load_plain}
 
 # %% ../../nbs/engine/shards.ipynb #a4405729
 def denoise_shards(
@@ -205,10 +235,12 @@ def denoise_shards(
     progress:bool=True, # Show a bar
 ) -> list: # Paths of the shards
     "Bring smoothed images back to clean ones, shard by shard: x (k, C, H, W), unclipped"
-    if how not in ('two_step', 'single_step'): raise ValueError(f"how must be 'two_step' or 'single_step', got {how!r}")
+    check_one_of(how, 'how', ('two_step', 'single_step')), check_one_of(score, 'score', SCORES)
+    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    _check_smoothed(samples)
     (x, written), acc = load_samples(samples), make_accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
-    check_tensor(x, 'samples', 'B', *net.event_shape)
+    check_images(x, 'samples', 'B', *net.event_shape)
     sigma = _level(net, kernel, written if sigma is None else sigma)
     if how == 'single_step' and not isinstance(kernel, GaussianKernel):
         raise ValueError(f"how='single_step' holds for Gaussian noise alone, not for {kernel}")
@@ -222,3 +254,12 @@ def denoise_shards(
         uniforms = image_uniforms(net, seed, how, first, len(x_noisy)).to(acc.device)
         return net.dist_at(sigma, context=x_noisy).from_uniforms(uniforms)
     return run_shards(out, [len(b) for b in batches], work, settings, progress, acc, sources)
+
+def _check_smoothed(samples):
+    "A `ValueError` for shards of anything but smoothed images"
+    path = Path(samples[0]).parent if isinstance(samples, (list, tuple)) and samples else samples
+    settings = _settings(path) if isinstance(path, (str, Path)) else {}
+    what, part = settings.get('what', 'samples'), settings.get('part', 'smooth')
+    if (what, part) == ('samples', 'smooth'): return
+    made = f'drawn by a {part!r} network' if what == 'samples' else f'denoised already ({what})'
+    raise ValueError(f'samples must be smoothed images, those in {path} are {made}')

@@ -144,7 +144,7 @@ def training_flop(
     net, # A network
 ) -> int: # Floating point operations for one image, there and back
     "What a training step costs, counted"
-    x = torch.zeros(1, *net.event_shape)
+    x = -torch.ones(1, *net.event_shape)
     told = dict(context=x) if net.context_channels else {}
     dist = net.dist_at(net.sigma_range and net.sigma_range[1], **told)
     with FlopCounterMode(display=False) as counter: dist.log_prob(x).sum().backward()

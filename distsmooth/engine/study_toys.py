@@ -26,7 +26,9 @@ from ..training import make_generator, raw_objective, reverse_objective, smooth_
 # %% ../../nbs/engine/study_toys.ipynb #3a5b4b13
 KERNELS = {'Gaussian': GaussianKernel, 'Laplace': LaplaceKernel, 'uniform': UniformKernel}
 
-def as_points(x): return x[:, None, None, :]  # (N, 2) to (N, 1, 1, 2): a point is an image of one row
+def as_points(x):
+    "Points (N, D) as images of one row, (N, 1, 1, D)"
+    return x[:, None, None, :]
 
 def fit_made(
     x:torch.Tensor, # (N, 1, 1, D) points
