@@ -50,7 +50,7 @@ def test_one_rung_is_a_raw_model():
 class Normal:
     def __init__(self, params): self.noise = D.Normal(params[:, :1], params[:, 1:2])
     def log_prob(self, x): return self.noise.log_prob(x)[:, 0]
-    def _from_uniforms(self, u, transform): return self.noise.icdf(u[:, 1:].clamp(1e-6, 1 - 1e-6))
+    def from_uniforms(self, u, transform): return self.noise.icdf(u[:, 1:].clamp(1e-6, 1 - 1e-6))
 
 class PerfectTop(Autoregressive):
     "Normal data of standard deviation `a`, at `sigma`"

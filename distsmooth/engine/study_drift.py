@@ -137,7 +137,8 @@ def measure_run(
     y = y.nan_to_num(LOUDEST, LOUDEST, -LOUDEST).clamp(-LOUDEST, LOUDEST)
     error, loud = _window(_rms(y - x)[start:], width), _window(_rms(y)[start:], width)
     off = (y[..., -4*width:].abs() > 1).float().mean()
-    curves = dict(error=error.tolist(), loudness=loud.tolist(), examples=y[:2, 0, 0].double().round(decimals=3).tolist())
+    examples = y[:2, 0, 0].double().round(decimals=3).tolist()
+    curves = dict(error=error.tolist(), loudness=loud.tolist(), examples=examples)
     return curves | dict(first=error[0].item(), last=error[-1].item(), loud=loud[-1].item(), off=off.item())
 
 def _drift(training, steps, seed, sigma, told, n, length, start, folder):

@@ -38,7 +38,11 @@ def fit(
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     return net.eval().requires_grad_(False)
 
-def n_weights(*nets): return sum(p.numel() for net in nets for p in net.parameters())
+def n_weights(
+    *nets # Networks
+) -> int:
+    "How many numbers they have learned"
+    return sum(p.numel() for net in nets for p in net.parameters())
 
 def raw_width(
     width:int, # Of both hidden layers of the two networks
