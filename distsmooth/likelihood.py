@@ -27,7 +27,7 @@ UNITS = {'8-bit': 'bits/dim (8-bit)', 'smoothed': 'bits/dim (density on [-1, 1])
 class BitsPerDim:
     "Bits/dim of some images, with all that such a number must say of itself"
     value:float # Mean over the images; lower is better
-    stderr:float # Standard error of the mean, over images and draws of the noise; NaN for one image
+    stderr:float # Standard error of the mean, over images and draws of the noise
     kind:str # 'exact', 'elbo', 'iwae-K'; or 'conditional NLL', which is no likelihood of the data
     unit:str # One of `UNITS`
     n:int # Images
@@ -37,9 +37,10 @@ class BitsPerDim:
         of = '' if self.of == 'images' else f' {self.of}'
         return f'{self.value:.4f} ± {self.stderr:.4f} {self.unit}, {self.kind}, n={self.n}{of}'
     def minus(self, other):
-        "(difference, its standard error), image by image; a `ValueError` unless both have the same unit and `n`"
+        "(difference, its standard error), image by image; `ValueError` if units or `n` differ"
         if (self.unit, self.n) != (other.unit, other.n):
-            raise ValueError(f'other must be in {self.unit} of the same {self.n} images, got {other}')
+            wanted = f'{self.unit} of the same {self.n} images'
+            raise ValueError(f'other must be in {wanted}, got {other}')
         return _mean(self.values - other.values)
 
 def _mean(values): return values.mean().item(), values.std().item()/math.sqrt(len(values))
@@ -49,9 +50,9 @@ def _share_on_levels(x): return ((x - quantize(x)).abs() < 1e-5).double().mean()
 
 def dequantize(
     x:torch.Tensor, # Images on the 256 levels of [-1, 1], any shape
-    generator=None, # A CPU `torch.Generator`, for noise that can be drawn again
-) -> torch.Tensor: # Of the shape, type and device of `x`, in [-1 - 1/255, 1 + 1/255]
-    "Spread each level evenly over its width, 2/255: data on a grid have no density, these have one"
+    generator=None, # A CPU `torch.Generator`
+) -> torch.Tensor: # Like `x`, in [-1 - 1/255, 1 + 1/255]
+    "Spread each level evenly over its width, 2/255: data on a grid have no density"
     check_tensor(x, 'x')
     _check_levels(x)
     noise = torch.rand(x.shape, dtype=torch.float64, generator=generator) - .5
@@ -59,7 +60,8 @@ def dequantize(
 
 def _check_levels(x):
     if (share := _share_on_levels(x)) == 1: return
-    raise ValueError(f'x must lie on the 256 levels of [-1, 1] (see `quantize`): masses are there, {share:.1%} does')
+    raise ValueError('x must lie on the 256 levels of [-1, 1] (see `quantize`): masses are there, '
+                     f'{share:.1%} does')
 
 # %% ../nbs/course/13_likelihood.ipynb #498a43d3
 def _unit(asked, x, allow_levels):
@@ -70,14 +72,15 @@ def _unit(asked, x, allow_levels):
     if asked.smoothed and asked.kernel: return UNITS['smoothed'], 0.
     share = _share_on_levels(x)
     if share > .05 and not allow_levels:
-        raise ValueError(f'x must not lie on 8-bit levels ({share:.0%} does) for a network that gives a density: data '
-                         'on a grid have none, and bits/dim could fall without end; `dequantize` x, or smooth it')
+        raise ValueError(f'x must not lie on 8-bit levels ({share:.0%} does) for a network that '
+                         'gives a density: data on a grid have none, and bits/dim could fall '
+                         'without end; `dequantize` x, or smooth it')
     if asked.smoothed: return UNITS['smoothed'], 0.
     return UNITS['levels' if share > .05 else '8-bit'], math.log2(127.5)
 
 # %% ../nbs/course/13_likelihood.ipynb #6c069165
 def _noisy(kernel, x, k, generator, batch_size):
-    "Yield (i, x_noisy), at most `batch_size` at a time: image `i` gets `k` draws, from a seed of its own"
+    "Yield (i, x_noisy), at most `batch_size` at once: image `i` gets `k` draws, from its own seed"
     seeds = torch.randint(2**62, (len(x),), generator=generator).tolist()
     n_images, n_draws = max(batch_size//k, 1), min(batch_size, k)
     for block in torch.arange(len(x)).split(n_images):
@@ -102,7 +105,8 @@ def _evaluating(net):
 
 def _log_probs(net, log_prob, batches, n, k, progress):
     "(n, k) nats, float64, of `log_prob(i, y)` over the `batches`"
-    with _evaluating(net), tqdm(total=n*k, desc='images x draws', disable=not progress, leave=False) as bar:
+    how = dict(total=n*k, desc='images x draws', disable=not progress, leave=False)
+    with _evaluating(net), tqdm(**how) as bar:
         nats = [_finite(log_prob(i, y), i, bar) for i, y in batches]
     return torch.cat(nats).view(n, k)
 
@@ -114,7 +118,8 @@ def _finite(nats, i, bar):
 
 # %% ../nbs/course/13_likelihood.ipynb #1510a20d
 def _device(net, otherwise): return next(net.parameters(), otherwise).device
-def _rows(value, i): return value[i] if isinstance(value, torch.Tensor) and value.numel() > 1 else value
+def _rows(value, i):
+    return value[i] if isinstance(value, torch.Tensor) and value.numel() > 1 else value
 
 def _labels(label, n):
     if label is None: return None
@@ -128,13 +133,14 @@ def log_weights(
     k:int, # Smoothed images drawn around each of them
     *,
     sigma:float=None, # Noise level of the way round; the kernel's own if left out
-    label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
-    generator=None, # A CPU `torch.Generator`: it says all the noise, whatever `batch_size` is
-    batch_size:int=64, # Smoothed images in one pass of the networks: what memory grows with
+    label:torch.Tensor=None, # (n,) class numbers
+    generator=None, # A CPU `torch.Generator`: all the noise follows from it
+    batch_size:int=64, # Smoothed images in one pass: what memory grows with
     progress:bool=False, # Show a bar
 ) -> torch.Tensor: # (n, k) nats, float64
-    "`SmoothedModel.log_weight` of `k` draws for each image, streamed; the first draws are the same for every `k`"
-    check_tensor(x, 'x', 'n', *model.smooth.event_shape), check_number(k, 'k', '[1, inf)', whole=True)
+    "`log_weight` of `k` draws for each image; the first are the same for every `k`"
+    check_tensor(x, 'x', 'n', *model.smooth.event_shape)
+    check_number(k, 'k', '[1, inf)', whole=True)
     check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     x, label = x.to(_device(model, x)), _labels(label, len(x))
     def log_prob(i, y): return model.log_weight(x[i], y, sigma, _rows(label, i))
@@ -146,7 +152,7 @@ def iwae(
     log_weights:torch.Tensor, # (n, K) nats
     k:int, # Draws the bound is made of, at most K
 ) -> torch.Tensor: # (n,) nats
-    "The IWAE-`k` bound of `log p(x)`: `log` of the mean of `k` weights, averaged over all groups of `k` draws"
+    "IWAE-`k`: `log` of the mean of `k` weights, averaged over all groups of `k` draws"
     check_number(k, 'k', f'[1, {log_weights.shape[1]}]', whole=True)
     groups = log_weights[:, :log_weights.shape[1]//k*k].unflatten(1, (-1, k))
     return (groups.logsumexp(2) - math.log(k)).mean(1)
@@ -157,7 +163,7 @@ class _Asked:
     "What is asked of which network"
     net:torch.nn.Module # Asked
     head:str # Of the last network in the chain: 'discretized' gives masses, 'continuous' a density
-    log_prob:object # From (i, y), image numbers and images (smoothed, if there is a kernel), to nats
+    log_prob:object # From (i, y), image numbers and images (smoothed, with a kernel), to nats
     label:torch.Tensor=None # What the network was told
     kernel:Kernel=None # The noise put on the images first
     smoothed:bool=False # It is smoothed images whose likelihood this is
@@ -168,71 +174,86 @@ def _draws(kind):
     "The smoothed images that a `kind` wants for each clean one"
     match = re.fullmatch(r'exact|elbo|iwae-([1-9]\d*)', str(kind))
     if match: return int(match[1] or 1)
-    raise ValueError(f"kind must be 'exact', 'elbo', or 'iwae-K' with a whole K above 0 ('iwae-64'), got {kind!r}")
+    raise ValueError("kind must be 'exact', 'elbo', or 'iwae-K' with a whole K above 0 "
+                     f"('iwae-64'), got {kind!r}")
 
 # %% ../nbs/course/13_likelihood.ipynb #8ab6d8b3
 def _ask_network(net, x, kind, context=None, sigma=None, label=None):
     "What a network says of the images themselves"
-    if kind != 'exact': raise ValueError(f"kind must be 'exact' for one network, bounds are for both, got {kind!r}")
+    if kind != 'exact':
+        raise ValueError(f"kind must be 'exact' for one network, bounds are for both, got {kind!r}")
     net.check_conditions(context, label, sigma if net.sigma_range else None, len(x))
     def log_prob(i, y):
-        return net.dist_at(_rows(sigma, i), context=_rows(context, i), label=_rows(label, i)).log_prob(y)
+        conditions = dict(context=_rows(context, i), label=_rows(label, i))
+        return net.dist_at(_rows(sigma, i), **conditions).log_prob(y)
     asked = _Asked(net, net.head, log_prob, label)
-    if context is not None: return replace(asked, kind='conditional NLL', of='images given a context')
+    given = dict(kind='conditional NLL', of='images given a context')
+    if context is not None: return replace(asked, **given)
     if sigma is None: return asked
-    level = 'several sigmas' if isinstance(sigma, torch.Tensor) and sigma.numel() > 1 else f'sigma={float(sigma):g}'
-    return replace(asked, smoothed=True, of=f'images smoothed at {level}')
+    several = isinstance(sigma, torch.Tensor) and sigma.numel() > 1
+    at = 'several sigmas' if several else f'sigma={float(sigma):g}'
+    return replace(asked, smoothed=True, of=f'images smoothed at {at}')
 
 # %% ../nbs/course/13_likelihood.ipynb #f5939d96
 WHY = "the two-step likelihood is an integral over smoothed images, bounded by 'elbo' and 'iwae-64'"
 
 def _ask_model(sm, x, kind, part, context, sigma, label):
     "What a `SmoothedModel`, or one `part` of it, says"
-    if context is not None: raise ValueError('context must be None: a SmoothedModel draws the smoothed images itself')
-    if kind != 'exact' and part is not None: raise ValueError(f"kind must be 'exact' for one part, got {kind!r}")
+    if context is not None:
+        raise ValueError('context must be None: a SmoothedModel draws the smoothed images itself')
+    if kind != 'exact' and part is not None:
+        raise ValueError(f"kind must be 'exact' for one part, got {kind!r}")
     part = part or ('raw' if kind == 'exact' else 'reverse')
     net = getattr(sm, check_one_of(part, 'part', PARTS))
-    if net is None: raise ValueError(f'kind={kind!r} needs a network {part!r} and this model has none; {WHY}')
+    if net is None:
+        raise ValueError(f'kind={kind!r} needs a network {part!r} and this model has none; {WHY}')
     label = label if net.n_classes or kind != 'exact' else None
     if part == 'raw' and sigma is None: return _ask_network(net, x, kind, label=label)
-    if part == 'raw': raise ValueError(f'sigma must be None: raw is a network of images without noise, got {sigma!r}')
+    if part == 'raw':
+        raise ValueError('sigma must be None: raw is a network of images without noise, '
+                         f'got {sigma!r}')
     kernel = sm.kernel_at(sigma)
-    if part == 'smooth': return replace(_ask_network(net, x, kind, None, kernel.sigma, label), kernel=kernel)
+    if part == 'smooth':
+        return replace(_ask_network(net, x, kind, None, kernel.sigma, label), kernel=kernel)
     return _ask_reverse(sm, x, kind, kernel, label)
 
 def _ask_reverse(sm, x, kind, kernel, label):
     "The bounds, and `p(x | x_noisy)` alone"
     sigma, net = kernel.sigma, sm.reverse
     def bound(i, y): return sm.log_weight(x[i], y, sigma, _rows(label, i))
-    def conditional(i, y): return net.dist_at(sigma, context=y, label=_rows(label, i)).log_prob(x[i])
-    if kind == 'exact': log_prob, kind, of = conditional, 'conditional NLL', 'images given smoothed ones,'
-    else: log_prob, of = bound, 'images by way of'
+    def conditional(i, y):
+        return net.dist_at(sigma, context=y, label=_rows(label, i)).log_prob(x[i])
+    log_prob, of = bound, 'images by way of'
+    if kind == 'exact':
+        log_prob, kind, of = conditional, 'conditional NLL', 'images given smoothed ones,'
     return _Asked(sm, net.head, log_prob, label, kernel, kind=kind, of=f'{of} sigma={sigma:g}')
 
 # %% ../nbs/course/13_likelihood.ipynb #de962533
 def bits_per_dim(
     model, # A `SmoothedModel`, or one network: an `Autoregressive`
-    x:torch.Tensor, # (n, C, H, W) images in [-1, 1]; clean ones for a `SmoothedModel`, which puts its noise on itself
-    kind:str='exact', # 'exact' (of a `SmoothedModel`: its part `raw`), 'elbo', or 'iwae-K' for any K
+    x:torch.Tensor, # (n, C, H, W) images in [-1, 1]; clean ones for a `SmoothedModel`
+    kind:str='exact', # 'exact' (of a `SmoothedModel`: its `raw`), 'elbo', or 'iwae-K' for any K
     *,
     part:str=None, # 'raw', 'smooth' or 'reverse' of a `SmoothedModel`, alone
     context:torch.Tensor=None, # (n, C', H, W), for one conditional network
-    sigma=None, # Noise level; the kernel's own if left out. For one network: that of `x`, if `x` is smoothed
-    label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
-    generator=None, # A CPU `torch.Generator`: it says all the noise, whatever `batch_size` is
-    allow_levels:bool=False, # Take the density of 8-bit data that were not dequantized; the unit then says so
-    batch_size:int=64, # Images times draws in one pass of the networks: what memory grows with
+    sigma=None, # Noise level; the kernel's own if left out. For one network: that of smoothed `x`
+    label:torch.Tensor=None, # (n,) class numbers
+    generator=None, # A CPU `torch.Generator`: all the noise follows from it
+    allow_levels:bool=False, # Take the density of 8-bit data; the unit then says so
+    batch_size:int=64, # Images times draws in one pass: what memory grows with
     progress:bool=False, # Show a bar
 ) -> BitsPerDim:
-    "Bits/dim of images, streamed, in evaluation mode; a `ValueError` where that number would not be one"
-    k, batch_size = _draws(kind), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    "Bits/dim of images, streamed; a `ValueError` where that number would not be one"
+    k = _draws(kind)
+    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     net = model.smooth if isinstance(model, SmoothedModel) else model
     x, dims = check_tensor(x, 'x', 'n', *net.event_shape).to(_device(net, x)), net.dims
     label = _labels(label, len(x))
     asked = (_ask_model(model, x, kind, part, context, sigma, label) if net is not model
              else _ask_network(model, x, kind, context, sigma, label))
     unit, addend = _unit(asked, x, allow_levels)
-    batches = _noisy(asked.kernel, x, k, generator, batch_size) if asked.kernel else _clean(x, batch_size)
+    batches = (_noisy(asked.kernel, x, k, generator, batch_size) if asked.kernel
+               else _clean(x, batch_size))
     nats = iwae(_log_probs(asked.net, asked.log_prob, batches, len(x), k, progress), k)
     values = addend - nats/(dims*math.log(2))
     of = asked.of if asked.label is None else f'{asked.of} given labels'

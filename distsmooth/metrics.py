@@ -20,8 +20,10 @@ from .checks import check_number, check_one_of
 from .features import AsTheyAre, extract_features, load_extractor, torchmetric
 
 # %% ../nbs/course/14_metrics.ipynb #c5737221
-def _batches(features): return features.split(4096) if isinstance(features, torch.Tensor) else features
-def _whole(features): return (features if isinstance(features, torch.Tensor) else torch.cat(list(features))).double()
+def _batches(features):
+    return features.split(4096) if isinstance(features, torch.Tensor) else features
+
+def _whole(features): return torch.cat(list(_batches(features))).double()
 
 def _enough(name, n, needed, because):
     if n < needed: raise ValueError(f'n must be at least {needed} for {name}, got {n}: {because}')
@@ -38,15 +40,17 @@ def frechet_distance(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (m, D), likewise
 ) -> float: # 0 for equal means and covariances
-    "Frechet distance between Gaussians of the features' means and covariances (Heusel et al. 2017), by torchmetrics"
+    "Frechet distance of the features' means and covariances (Heusel et al. 2017)"
     fd = None
     with torchmetric('fid.FrechetInceptionDistance') as FID:
         for real, features in (False, samples), (True, reference):
             for f in _batches(features):
                 if fd is None: fd = FID(AsTheyAre(f.shape[1])).set_dtype(torch.float64)
                 fd.update(f, real=real)
-        n, d = min(fd.fake_features_num_samples.item(), fd.real_features_num_samples.item()), len(fd.real_features_sum)
-        _enough('FD', n, d + 1, f'fewer images than one more than its {d} features make a covariance without full rank')
+        n, d = fd.fake_features_num_samples, len(fd.real_features_sum)
+        _enough('FD', min(n, fd.real_features_num_samples).item(), d + 1,
+                f'fewer images than one more than its {d} features make a covariance '
+                'without full rank')
         return fd.compute().item()
 
 # %% ../nbs/course/14_metrics.ipynb #d71473da
@@ -57,7 +61,7 @@ def kernel_distance(
     subsets:int=10, # Random ones, over which the mean is taken
     seed:int=0, # Of the subsets
 ) -> float: # 0 on average for equal distributions, below 0 too
-    "KID: unbiased squared kernel distance, `k(a, b) = (a.b/D + 1)^3` (Binkowski et al. 2018), by torchmetrics"
+    "KID: unbiased squared kernel distance, `k(a, b) = (a.b/D + 1)^3` (Binkowski et al. 2018)"
     a, b = _whole(samples), _whole(reference)
     n = min(len(a), len(b))
     _enough('KID', n, subset_size or 2, 'that many make a subset')
@@ -74,10 +78,12 @@ def mind(
     directions:int=1000, # Random ones
     seed:int=0, # Of the directions
 ) -> float: # 0 for equal samples
-    "MIND (arXiv 2605.06797): `3 D` times the mean squared gap between sorted projections on random directions"
+    "MIND (arXiv 2605.06797): `3 D` times the mean squared gap between sorted projections"
     a, b = _whole(samples), _whole(reference)
-    if a.shape != b.shape: raise ValueError(f'MIND compares equally many images, got {len(a)} and {len(b)}')
-    u = torch.randn(directions, a.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if a.shape != b.shape:
+        raise ValueError(f'MIND compares equally many images, got {len(a)} and {len(b)}')
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(directions, a.shape[1], generator=generator, dtype=torch.float64)
     gaps = [(v@a.T).sort(1).values - (v@b.T).sort(1).values for v in F.normalize(u).split(100)]
     return 3*a.shape[1]*torch.cat(gaps).square().mean().item()
 
@@ -96,8 +102,11 @@ def inception_score(
         return score.compute()[0].item()
 
 # %% ../nbs/course/14_metrics.ipynb #33384e3c
-def _distances(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')  # exact: 0 for equal ones
-def _radii(x, k): return torch.cat([_distances(part, x).kthvalue(k + 1).values for part in x.split(512)])
+def _distances(a, b):  # exact: 0 for equal ones
+    return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
+
+def _radii(x, k):
+    return torch.cat([_distances(part, x).kthvalue(k + 1).values for part in x.split(512)])
 
 def neighbourhoods(
     samples, # Features (n, D), or an iterator of batches of them
@@ -106,12 +115,14 @@ def neighbourhoods(
 ) -> dict: # 'precision', 'recall', 'density', 'coverage'
     "Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020)"
     a, b = _whole(samples), _whole(reference)
-    _enough('precision, recall, density and coverage', min(len(a), len(b)), k + 1, f'a feature has k={k} neighbours')
+    _enough('precision, recall, density and coverage', min(len(a), len(b)), k + 1,
+            f'a feature has k={k} neighbours')
     of_a, of_b, inside, recalled, covered = _radii(a, k), _radii(b, k), [], False, False
     for part, radii in zip(a.split(512), of_a.split(512)):
         d = _distances(part, b)
         inside.append((d <= of_b).sum(1))
-        recalled, covered = recalled | (d <= radii[:, None]).any(0), covered | (d <= of_b).any(0)
+        recalled = recalled | (d <= radii[:, None]).any(0)
+        covered = covered | (d <= of_b).any(0)
     inside = torch.cat(inside).double()
     found = dict(precision=inside > 0, recall=recalled, density=inside/k, coverage=covered)
     return {name: f.double().mean().item() for name, f in found.items()}
@@ -123,9 +134,11 @@ def nearest(
     k:int=1, # Neighbours
 ) -> tuple: # Distances (n, k), nearest first, and where they are in the reference (n, k)
     "The `k` nearest of the reference, of each sample, by Euclidean distance"
-    d, at, seen = torch.empty(len(samples), 0), torch.empty(len(samples), 0, dtype=torch.long), 0
+    d, seen = torch.empty(len(samples), 0), 0
+    at = d.long()
     for batch in _batches(reference):
-        new = torch.cat([_distances(part.flatten(1), batch.flatten(1)) for part in samples.split(512)])
+        batch = batch.flatten(1)
+        new = torch.cat([_distances(part.flatten(1), batch) for part in samples.split(512)])
         i = (seen + torch.arange(len(batch))).expand_as(new)
         d, at, seen = torch.cat([d, new], 1), torch.cat([at, i], 1), seen + len(batch)
         d, order = d.topk(min(k, d.shape[1]), largest=False)
@@ -148,17 +161,20 @@ METRICS = [
     Metric(('FD',), lambda s, r, k: [frechet_distance(s.x, r.x)], 'lower', lambda d, k: d + 1),
     Metric(('KID',), lambda s, r, k: [kernel_distance(s.x, r.x)], 'lower'),
     Metric(('MIND',), lambda s, r, k: [mind(s.x, r.x)], 'lower', equal=True),
-    Metric(('IS', 'confidence'), lambda s, r, k: [inception_score(s.logits), confidence(s.logits)], 'higher',
+    Metric(('IS', 'confidence'),
+           lambda s, r, k: [inception_score(s.logits), confidence(s.logits)], 'higher',
            classes=True),
-    Metric(('precision', 'recall', 'density', 'coverage'), lambda s, r, k: neighbourhoods(s.x, r.x, k).values(),
-           'higher', lambda d, k: k + 1, equal=True)]
+    Metric(('precision', 'recall', 'density', 'coverage'),
+           lambda s, r, k: neighbourhoods(s.x, r.x, k).values(), 'higher', lambda d, k: k + 1,
+           equal=True)]
 NAMES = {name: metric for metric in METRICS for name in metric.names}
 
 def _measure(names, samples, reference, k):
     "Each of the metrics `names`, of one set of samples"
     found = {}
     for metric in {id(NAMES[n]): NAMES[n] for n in names}.values():
-        found |= zip(metric.names, metric.of(samples, reference[:len(samples)] if metric.equal else reference, k))
+        against = reference[:len(samples)] if metric.equal else reference
+        found |= zip(metric.names, metric.of(samples, against, k))
     return {name: found[name] for name in names}
 
 # %% ../nbs/course/14_metrics.ipynb #5085a7c6
@@ -168,13 +184,16 @@ def _stderr(values):
     return v.mean().item(), (v.std()/len(v)**.5).item() if len(v) > 1 else None
 
 def _jackknife(samples, groups, needs, measure):
-    "Standard errors from one set: each metric again without each of the `groups`; None where too few images are left"
+    "Standard errors from one set: again without each of the `groups`; None if too few are left"
     size = len(samples)//groups if groups else 0
     names = [name for name, needed in needs.items() if size and size*(groups - 1) >= needed]
     everyone = torch.arange(size*groups)
-    found = [measure(samples[everyone[everyone % groups != g]], names) for g in range(groups if names else 0)]
-    def error(name): return torch.tensor([f[name] for f in found], dtype=torch.float64).var(correction=0)
-    return {name: ((groups - 1)*error(name)).sqrt().item() if name in names else None for name in needs}
+    found = [measure(samples[everyone[everyone % groups != g]], names)
+             for g in range(groups if names else 0)]
+    def error(name):
+        spread = torch.tensor([f[name] for f in found], dtype=torch.float64).var(correction=0)
+        return ((groups - 1)*spread).sqrt().item()
+    return {name: error(name) if name in names else None for name in needs}
 
 # %% ../nbs/course/14_metrics.ipynb #8f652d84
 @dataclass
@@ -183,31 +202,36 @@ class Measured:
     title:str # What it is called with these features: 'FD-digits'
     value:float # Mean over the sets of samples
     error:float # Standard error of it; None if there is none
-    floor:float # The same of real images in the samples' place, equally many; mean over disjoint sets of them
+    floor:float # The same of real images in the samples' place, mean over disjoint sets
     floor_error:float # Standard error of that, if there is more than one set
     better:str # 'lower' or 'higher'
 
 @dataclass
 class Evaluation:
-    "What `evaluate_samples` found: `e['FD']`, `e.FD` or `e['FD-digits']` is a `Measured`; print it for a table"
+    "What `evaluate_samples` found: `e['FD']`, `e.FD` or `e['FD-digits']`; print it for a table"
     measured:dict # From names such as 'FD' to `Measured`
     protocol:dict # What the numbers depend on
-    def __getitem__(self, name): return ({m.title: m for m in self.measured.values()} | self.measured)[name]
+    def __getitem__(self, name):
+        return ({m.title: m for m in self.measured.values()} | self.measured)[name]
     def __getattr__(self, name):
         if name not in NAMES or name not in self.measured: raise AttributeError(name)
         return self.measured[name]
     def as_dict(self):
         "Plain values, for JSON"
-        return dict(protocol=self.protocol, metrics={m.title: asdict(m) for m in self.measured.values()})
+        metrics = {m.title: asdict(m) for m in self.measured.values()}
+        return dict(protocol=self.protocol, metrics=metrics)
     def __repr__(self): return f'{_table(self.measured.values())}\n{_notes(self.protocol)}'
 
-def _stated(value, error): return f'{value:.4g}' + ('' if error is None else f' ± {error:.2g}')
+def _stated(value, error):
+    return f'{value:.4g}' + ('' if error is None else f' ± {error:.2g}')
 
 def _table(measured):
-    rows = [(m.title, _stated(m.value, m.error), _stated(m.floor, m.floor_error), m.better) for m in measured]
-    rows = [('', 'samples', 'real images', 'better'), *rows]
+    rows = [('', 'samples', 'real images', 'better')]
+    for m in measured:
+        rows.append((m.title, _stated(m.value, m.error), _stated(m.floor, m.floor_error), m.better))
     wide = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(row, wide)).rstrip() for row in rows)
+    lines = ('  '.join(cell.ljust(w) for cell, w in zip(row, wide)) for row in rows)
+    return '\n'.join(line.rstrip() for line in lines)
 
 def _notes(p):
     "What a table has to be read with"
@@ -216,9 +240,11 @@ def _notes(p):
     clamped = f', {most:.1%} of their values clamped to [-1, 1]' if most else ''
     r, e = p['reference'], p['extractor']
     weights = str(e['weights_sha256'])[:8]
-    return (f'{sets}{clamped}, against {r["n"]} images of {r["name"]} (MIND and neighbourhoods: {p["n"]} of them)\n'
+    return (f'{sets}{clamped}, against {r["n"]} images of {r["name"]} '
+            f'(MIND and neighbourhoods: {p["n"]} of them)\n'
             f'real images in their place: {p["floor"]}; ±: {p["error"]}\n'
-            f'{e["features"]} features of {e["name"]} (weights {weights}, resize {e["resize"]}); {p["dtype"]}')
+            f'{e["features"]} features of {e["name"]} (weights {weights}, resize {e["resize"]}); '
+            f'{p["dtype"]}')
 
 # %% ../nbs/course/14_metrics.ipynb #d9cf3f01
 def _as_sets(samples):
@@ -231,19 +257,24 @@ def _sets(samples, extract):
     sets = [extract(s) for s in _as_sets(samples)]
     sizes = [len(s) for s in sets]
     if len(set(sizes)) == 1: return sets
-    raise ValueError(f'samples must be one set or several of one size, got {sizes}: n= takes the first of each')
+    raise ValueError(f'samples must be one set or several of one size, got {sizes}: '
+                     'n= takes the first of each')
 
 def _wanted(metrics, samples, k):
-    "Names of the metrics asked for, or of all that these features can have; a `ValueError` if there are too few"
+    "Names of the metrics asked for, or of all there can be; `ValueError` if images are too few"
     has_classes, (n, d) = samples.logits is not None, samples.x.shape
-    names = [m for m in NAMES if has_classes or not NAMES[m].classes] if metrics is None else list(metrics)
+    names = [m for m in NAMES if has_classes or not NAMES[m].classes]
+    if metrics is not None: names = [check_one_of(m, 'metrics', NAMES) for m in metrics]
     for name in names:
-        if check_one_of(name, 'metrics', NAMES) and NAMES[name].classes and not has_classes:
-            raise ValueError(f'{name} needs an extractor that tells classes, {samples.extractor.name} does not')
-    few = [f'{name} takes {NAMES[name].needs(d, k)}' for name in names if n < NAMES[name].needs(d, k)]
+        if has_classes or not NAMES[name].classes: continue
+        raise ValueError(f'{name} needs an extractor that tells classes, '
+                         f'{samples.extractor.name} does not')
+    needs = {name: NAMES[name].needs(d, k) for name in names}
+    few = [f'{name} takes {least}' for name, least in needs.items() if n < least]
     if not few: return names
-    raise ValueError(f'n={n} samples are too few, with {d} features and k={k}: {", ".join(few)} at least '
-                     '(FD one more than features, or its covariance lacks rank); metrics= names the others')
+    raise ValueError(f'n={n} samples are too few, with {d} features and k={k}: {", ".join(few)} '
+                     'at least (FD one more than features, or its covariance lacks rank); '
+                     'metrics= names the others')
 
 def _against(reference, floor, n, most=4):
     "The reference, and disjoint sets of `n` real images to put in the samples' place"
@@ -252,8 +283,9 @@ def _against(reference, floor, n, most=4):
         floor, reference = reference[:sets*n], reference[sets*n:]
     if n <= min(len(floor), len(reference)):
         return reference, [floor[i*n:(i + 1)*n] for i in range(min(most, len(floor)//n))]
-    raise ValueError(f'{n} samples take {n} images of the reference, and {n} other real ones in their place, for '
-                     f'the floor; there are {len(reference)} and {len(floor)}: give more, or other real ones as floor=')
+    raise ValueError(f'{n} samples take {n} images of the reference, and {n} other real ones in '
+                     f'their place, for the floor; there are {len(reference)} and {len(floor)}: '
+                     'give more, or other real ones as floor=')
 
 # %% ../nbs/course/14_metrics.ipynb #6c9a1436
 def _version(name):
@@ -268,20 +300,22 @@ def _protocol(sets, whole, against, floors, **more):
     "What the numbers depend on, in plain values"
     (n, d), lacks = sets[0].x.shape, ', which lacks them' if len(against) < len(whole) else ''
     return dict(
-        n=n, sets=len(sets), samples=[dict(name=s.name, clamped=s.clamped, settings=s.settings) for s in sets],
+        n=n, sets=len(sets),
+        samples=[dict(name=s.name, clamped=s.clamped, settings=s.settings) for s in sets],
         reference=dict(name=whole.name, n=len(against), images_sha256=whole.images_sha256),
-        floor=f'{len(floors)} x {n} of {floors[0].name}{lacks}', dtype='float32 features, float64 statistics',
+        floor=f'{len(floors)} x {n} of {floors[0].name}{lacks}',
+        dtype='float32 features, float64 statistics',
         extractor=dict(sets[0].extractor.protocol(), features=d),
         KID='mean over 10 random subsets of at most 1000', IS='one split', MIND='1000 directions',
         versions={m: _version(m) for m in ('distsmooth', 'torch', 'torchmetrics')}, **more)
 
 # %% ../nbs/course/14_metrics.ipynb #56e7f6bb
 def evaluate_samples(
-    samples, # One set: what `extract_features` takes. Or a list of independent ones, one for each seed
+    samples, # One set: what `extract_features` takes. Or a list of independent ones
     reference, # Real images: what `extract_features` takes, such as `('digits', 'test')`
     extractor='digits', # What `load_extractor` takes
     *,
-    floor=None, # Other real images, to take the samples' place; left out: some of the reference, which then lacks them
+    floor=None, # Other real images, to take the samples' place; some of the reference if left out
     n:int=None, # The first so many of each set; all if left out
     metrics=None, # Some of `NAMES`; all if left out
     k:int=5, # Neighbours that make a neighbourhood
@@ -292,20 +326,26 @@ def evaluate_samples(
     batch_size:int=256, # Images that the extractor sees at once
     progress:bool=False, # Show bars
 ) -> Evaluation: # Each number with its error and its floor, and the protocol of all of them
-    "How near samples come to real images; a `ValueError` by name if they are too few, or no images in [-1, 1]"
+    "How near samples come to real images; `ValueError` if they are too few, or not in [-1, 1]"
     check_number(groups, 'groups', '[0, inf)', whole=True)
     check_number(k, 'k', '[1, inf)', whole=True)
     extractor = load_extractor(extractor, weights, device)
-    def extract(images, name, n=None): return extract_features(images, extractor, n, name, batch_size, progress)
+    def extract(images, name, n=None):
+        return extract_features(images, extractor, n, name, batch_size, progress)
     sets = _sets(samples, lambda s: extract(s, 'samples', n))
     names, d = _wanted(metrics, sets[0], k), sets[0].x.shape[1]
-    whole, real = extract(reference, 'reference'), None if floor is None else extract(floor, 'floor').shuffled(seed)
+    whole = extract(reference, 'reference')
+    real = None if floor is None else extract(floor, 'floor').shuffled(seed)
     against, floors = _against(whole.shuffled(seed), real, len(sets[0]))
     def measure(features, names=names): return _measure(names, features, against, k)
     found, of_real, errors = [measure(s) for s in sets], [measure(f) for f in floors], {}
-    if len(sets) == 1: errors = _jackknife(sets[0], groups, {m: NAMES[m].needs(d, k) for m in names}, measure)
+    needs = {m: NAMES[m].needs(d, k) for m in names}
+    if len(sets) == 1: errors = _jackknife(sets[0], groups, needs, measure)
     def measured(name):
-        (value, error), of_reals = _stderr([f[name] for f in found]), _stderr([f[name] for f in of_real])
-        return Measured(extractor.title(name), value, errors.get(name, error), *of_reals, NAMES[name].better)
+        value, error = _stderr([f[name] for f in found])
+        of_reals = _stderr([f[name] for f in of_real])
+        error = errors.get(name, error)
+        return Measured(extractor.title(name), value, error, *of_reals, NAMES[name].better)
     more = dict(k=k, seed=seed, error=_kind_of_error(len(sets), groups))
-    return Evaluation({m: measured(m) for m in names}, _protocol(sets, whole, against, floors, **more))
+    protocol = _protocol(sets, whole, against, floors, **more)
+    return Evaluation({m: measured(m) for m in names}, protocol)

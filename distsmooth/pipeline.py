@@ -36,12 +36,13 @@ from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel
 
 # %% ../nbs/course/12_pipeline.ipynb #acb4df4b
 def _check_kind(x, name, kind):
-    if not isinstance(x, kind): raise TypeError(f'{name} must be of the kind {kind.__name__}, got {type(x).__name__}')
+    if isinstance(x, kind): return
+    raise TypeError(f'{name} must be of the kind {kind.__name__}, got {type(x).__name__}')
 
 WAYS = 'two_step', 'single_step', None  # back from smoothed images to clean ones
 
 class SmoothedModel(nn.Module, ModelHubMixin):
-    "The whole method: a model of smoothed data, a way back, and the kernel between them (paper, Section 3)"
+    "A model of smoothed data, a way back, and the kernel between them (paper, Section 3)"
     def __init__(self,
         smooth:Autoregressive, # `p(x_noisy)`
         reverse:Autoregressive=None, # `p(x | x_noisy)`; without it only the single step is left
@@ -52,19 +53,22 @@ class SmoothedModel(nn.Module, ModelHubMixin):
         for name, part in dict(smooth=smooth, reverse=reverse, raw=raw).items():
             if part is not None or name == 'smooth': _check_kind(part, name, Autoregressive)
         if kernel is not None: _check_kind(kernel, 'kernel', Kernel)
-        self.smooth, self.reverse, self.raw, self.kernel = smooth, reverse, raw, kernel or GaussianKernel(0.5)
-        parts = ('reverse', reverse, 'conditional', smooth.channels), ('raw', raw, 'unconditional', 0)
-        for name, net, kind, channels in parts:
-            if net is None or (net.context_channels, net.event_shape) == (channels, smooth.event_shape): continue
-            raise ValueError(f'{name} must be {kind} and draw images {smooth.event_shape} like smooth, '
-                             f'got {net.event_shape}, context_channels={net.context_channels}')
+        self.smooth, self.reverse, self.raw = smooth, reverse, raw
+        self.kernel = kernel or GaussianKernel(0.5)
+        conditional = 'reverse', reverse, 'conditional', smooth.channels
+        for name, net, kind, channels in (conditional, ('raw', raw, 'unconditional', 0)):
+            wanted = channels, smooth.event_shape
+            if net is None or (net.context_channels, net.event_shape) == wanted: continue
+            raise ValueError(f'{name} must be {kind} and draw images {smooth.event_shape} like '
+                             f'smooth, got {net.event_shape}, '
+                             f'context_channels={net.context_channels}')
         if reverse is not None and reverse.sigma_range != smooth.sigma_range:
             wanted = f'the sigma_range of smooth, {smooth.sigma_range}'
             raise ValueError(f'reverse must have {wanted}, got {reverse.sigma_range}')
         self.check_sigma()
     def extra_repr(self): return f'kernel={self.kernel}, sigma_range={self.smooth.sigma_range}'
     def check_sigma(self, sigma=None):
-        "`sigma`, or (B,) of them, or the kernel's own if it is None; a `ValueError` unless this model knows it"
+        "`sigma`, or (B,) of them, or the kernel's own if None; `ValueError` if not known here"
         own = self.kernel.sigma
         return check_sigma(own if sigma is None else sigma, self.smooth.sigma_range or (own, own))
     def kernel_at(self, sigma=None):
@@ -76,15 +80,19 @@ class SmoothedModel(nn.Module, ModelHubMixin):
 def _check(self:SmoothedModel, denoise):
     check_one_of(denoise, 'denoise', WAYS)
     if denoise == 'two_step' and self.reverse is None:
-        raise ValueError("denoise='two_step' needs a reverse model and this one has none: use 'single_step'")
+        raise ValueError("denoise='two_step' needs a reverse model and this one has none: "
+                         "use 'single_step'")
     if denoise == 'single_step' and not isinstance(self.kernel, GaussianKernel):
-        raise ValueError(f"denoise='single_step' holds for Gaussian noise alone (Tweedie), not for {self.kernel}")
+        raise ValueError("denoise='single_step' holds for Gaussian noise alone (Tweedie), "
+                         f'not for {self.kernel}')
 
 @patch
 def _label(self:SmoothedModel, net, label):
-    "`label`, or None for a network that is not made for labels; a `ValueError` if neither of the two is"
-    if label is not None and not any(part.n_classes for part in (self.smooth, self.reverse) if part is not None):
-        raise ValueError(f'label must be None: neither smooth nor reverse is made for labels, got {label!r}')
+    "`label`, or None for a network that is not made for labels; `ValueError` if neither is"
+    heard = any(part.n_classes for part in (self.smooth, self.reverse) if part is not None)
+    if label is not None and not heard:
+        raise ValueError('label must be None: neither smooth nor reverse is made for labels, '
+                         f'got {label!r}')
     return label if net.n_classes else None
 
 @patch
@@ -98,23 +106,25 @@ def denoise(self:SmoothedModel,
     x_noisy:torch.Tensor, # (B, C, H, W) smoothed images
     how:str='two_step', # 'two_step', 'single_step', or None to leave them as they are
     uniforms:torch.Tensor=None, # (B, C+1, H, W) base noise of the reverse model
-    sigma:float=None, # Noise level on them, or (B,) of them; the kernel's own if left out
-    label:torch.Tensor=None, # (B,) class numbers, for networks with `n_classes`
+    sigma:float=None, # Noise level, or (B,) of them; the kernel's own if left out
+    label:torch.Tensor=None, # (B,) class numbers
     generator=None, # A `torch.Generator` for the two-step draw, if `uniforms` are left out
     score:str='joint', # 'joint' or 'local', for the single step
     seed:int=None, # Or a seed
     batch_size:int=None, # Images at once, for the single step: see `in_batches`
     **options # Of `ModelDistribution.from_uniforms`, for the two-step draw
 ) -> torch.Tensor: # (B, C, H, W)
-    "Bring smoothed images back to clean ones; raises `ValueError` for a way back that this model does not have"
+    "Bring smoothed images back to clean ones; `ValueError` for a way that this model lacks"
     self._check(how)
     sigma = self.check_sigma(sigma)
     check_images(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
     if how is None: return x_noisy
     if how == 'single_step':
-        return single_step(self.smooth, x_noisy, sigma, score, batch_size, label=self._label(self.smooth, label))
+        label = self._label(self.smooth, label)
+        return single_step(self.smooth, x_noisy, sigma, score, batch_size, label=label)
     if uniforms is None: uniforms = self.reverse.uniforms(len(x_noisy), generator, seed)
-    return self._dist(self.reverse, sigma, label, context=x_noisy).from_uniforms(uniforms, **options)
+    back = self._dist(self.reverse, sigma, label, context=x_noisy)
+    return back.from_uniforms(uniforms, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #b93b97fa
 @patch
@@ -122,10 +132,11 @@ def uniforms(self:SmoothedModel,
     n:int, # Samples
     generator=None, # A `torch.Generator`, for samples that can be drawn again
     seed:int=None, # Or a seed
-) -> tuple: # Base noise (n, C+1, H, W) of the smooth and of the reverse model; None for a model that is not there
+) -> tuple: # Base noise (n, C+1, H, W) of smooth and of reverse; None if that is not there
     "All the randomness of `n` samples"
     generator = as_generator(generator, seed)
-    return self.smooth.uniforms(n, generator), None if self.reverse is None else self.reverse.uniforms(n, generator)
+    smooth = self.smooth.uniforms(n, generator)
+    return smooth, None if self.reverse is None else self.reverse.uniforms(n, generator)
 
 # %% ../nbs/course/12_pipeline.ipynb #fdd86416
 @patch
@@ -133,10 +144,12 @@ def _pair(self:SmoothedModel, uniforms, n, generator):
     "`uniforms`, or new ones; a `ValueError` unless they are a pair for `n` samples"
     if uniforms is None: return self.uniforms(n, generator)
     if not isinstance(uniforms, (tuple, list)) or len(uniforms) != 2:
-        raise ValueError(f'uniforms must be a pair, from uniforms(n), got {type(uniforms).__name__}')
+        got = type(uniforms).__name__
+        raise ValueError(f'uniforms must be a pair, from uniforms(n), got {got}')
+    shape = self.smooth.channels + 1, *self.smooth.size
     for net, u in zip((self.smooth, self.reverse), uniforms):
         if u is None and net is self.reverse: continue
-        n = len(check_tensor(u, 'uniforms', 'n' if n is None else n, self.smooth.channels+1, *self.smooth.size))
+        n = len(check_tensor(u, 'uniforms', 'n' if n is None else n, *shape))
     return uniforms
 
 @patch
@@ -144,19 +157,20 @@ def _drawn(self:SmoothedModel, x_noisy):
     "What the smooth model drew; a `FloatingPointError` if there is no way back from it"
     bad = int((~x_noisy.isfinite()).flatten(1).any(1).sum())
     if not bad: return x_noisy
-    raise FloatingPointError(f'smooth drew NaN or infinity in {bad} of {len(x_noisy)} samples, from which there is no '
-                             'way back: was it trained too briefly, or is the temperature too high?')
+    raise FloatingPointError(
+        f'smooth drew NaN or infinity in {bad} of {len(x_noisy)} samples, from which there is no '
+        'way back: was it trained too briefly, or is the temperature too high?')
 
 @patch
 def sample(self:SmoothedModel,
     n:int=None, # Samples; may be left out if `uniforms` are given
     denoise:str='two_step', # 'two_step', 'single_step', or None for smoothed samples
     sigma:float=None, # Noise level, or (n,) of them; the kernel's own if left out
-    label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
+    label:torch.Tensor=None, # (n,) class numbers
     uniforms:tuple=None, # From `uniforms(n)`: the same uniforms give the same samples
     generator=None, # A `torch.Generator`, if `uniforms` are left out
     seed:int=None, # Or a seed
-    **options # Of `ModelDistribution.from_uniforms`, for both networks: `method`, `progress`, `temperature`, ...
+    **options # Of `ModelDistribution.from_uniforms`, for both networks: `method`, `progress`, ...
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw smoothed samples and bring them back"
     self._check(denoise)
@@ -168,37 +182,15 @@ def sample(self:SmoothedModel,
     options = options if denoise == 'two_step' else {}
     return self.denoise(self._drawn(x_noisy), denoise, uniforms[1], sigma, label, **options)
 
-# %% ../nbs/course/12_pipeline.ipynb #d3a2ad5e
-@patch
-def complete(self:SmoothedModel,
-    x:torch.Tensor, # (n, C, H, W): clean images, of which only the pixels in `mask` count
-    mask:torch.Tensor, # (H, W) or (n, 1, H, W), True where a pixel is known
-    uniforms:tuple=None, # From `uniforms(n)`
-    generator=None, # A `torch.Generator`, for the noise on the known pixels, and for the uniforms if they are left out
-    sigma:float=None, # Noise level of the way round; the kernel's own if left out
-    label:torch.Tensor=None, # (n,) class numbers, for networks with `n_classes`
-    seed:int=None, # Or a seed, for all of that
-    **options # Of `ModelDistribution.from_uniforms`
-) -> torch.Tensor: # (n, C, H, W): `x` where it is known
-    "Draw what is not known, by way of smoothed images: smooth what is known, complete that, and go back"
-    self._check('two_step')
-    check_images(x, 'x', 'n', *self.smooth.event_shape, finite=False)
-    kernel, generator = self.kernel_at(sigma), as_generator(generator, seed)
-    smooth, reverse = self._pair(uniforms, len(x), generator)
-    known = dict(known=kernel.sample(x, generator), mask=mask)
-    x_noisy = self._dist(self.smooth, kernel.sigma, label).from_uniforms(smooth, **known, **options)
-    back = self._dist(self.reverse, kernel.sigma, label, context=self._drawn(x_noisy))
-    return back.from_uniforms(reverse, known=x, mask=mask, **options)
-
 # %% ../nbs/course/12_pipeline.ipynb #5ab09bf6
 @patch
 def log_weight(self:SmoothedModel,
     x:torch.Tensor, # (B, C, H, W) clean images
     x_noisy:torch.Tensor, # (B, C, H, W), drawn around them by the kernel
-    sigma:float=None, # Noise level of the way round; the kernel's own if left out
-    label:torch.Tensor=None, # (B,) class numbers, for networks with `n_classes`
+    sigma:float=None, # Noise level; the kernel's own if left out
+    label:torch.Tensor=None, # (B,) class numbers
 ) -> torch.Tensor: # (B,) nats
-    "`log p(x_noisy) + log p(x | x_noisy) - log q(x_noisy | x)`: over draws of the kernel, `exp` of it averages `p(x)`"
+    "`log p(x_noisy) + log p(x | x_noisy) - log q(x_noisy | x)`: its `exp` averages to `p(x)`"
     self._check('two_step')
     kernel = self.kernel_at(sigma)
     smooth = self._dist(self.smooth, kernel.sigma, label)
@@ -211,10 +203,10 @@ def iwae(self:SmoothedModel,
     x:torch.Tensor, # (B, C, H, W) clean images
     k:int, # Draws the bound is made of
     generator=None, # A `torch.Generator`
-    sigma:float=None, # Noise level of the way round; the kernel's own if left out
-    label:torch.Tensor=None, # (B,) class numbers, for networks with `n_classes`
+    sigma:float=None, # Noise level; the kernel's own if left out
+    label:torch.Tensor=None, # (B,) class numbers
 ) -> torch.Tensor: # (B,) nats
-    "A lower bound of `log p(x)` of the two-step model: the log of the mean of `k` weights (Burda et al. 2016)"
+    "A lower bound of `log p(x)`: the log of the mean of `k` weights (Burda et al. 2016)"
     self._check('two_step')
     check_number(k, 'k', '[1, inf)', whole=True)
     check_tensor(x, 'x', 'B', *self.smooth.event_shape)
@@ -227,7 +219,7 @@ def elbo(self:SmoothedModel,
     x:torch.Tensor, # (B, C, H, W) clean images
     **how # `generator`, `sigma`, `label` of `iwae`
 ) -> torch.Tensor: # (B,) nats
-    "The evidence lower bound of `log p(x)`, from one draw: `iwae` with `k=1`"
+    "The ELBO of `log p(x)`, from one draw: `iwae` with `k=1`"
     return self.iwae(x, 1, **how)
 
 # %% ../nbs/course/12_pipeline.ipynb #f96135f5
@@ -243,7 +235,9 @@ def _save_pretrained(self:SmoothedModel, save_directory):
     _write_parts(Path(save_directory), self.kernel, dict(self.named_children()))
 
 def _parts(config): return [name for name in PARTS if name in config]
-def _members(config): return [f'{name}/{f}' for name in _parts(config) for f in ('config.json', 'model.safetensors')]
+def _members(config):
+    files = 'config.json', 'model.safetensors'
+    return [f'{name}/{f}' for name in _parts(config) for f in files]
 
 def _write_parts(folder, kernel, parts):
     for name, net in parts.items():
@@ -257,9 +251,10 @@ def _check_overwrite(folder, parts):
     "A `FileExistsError` for a folder that holds other parts of a model: they would be lost"
     try: config = json.loads((Path(folder)/'config.json').read_bytes())
     except (OSError, ValueError): return  # none, or none that could be loaded
-    if lost := [name for name in PARTS if isinstance(config, dict) and name in config and name not in parts]:
-        raise FileExistsError(f'folder holds a model with {", ".join(lost)}, which would be lost: {str(folder)!r}. '
-                              'Name another folder, or delete it')
+    there = _parts(config) if isinstance(config, dict) else []
+    if lost := [name for name in there if name not in parts]:
+        raise FileExistsError(f'folder holds a model with {", ".join(lost)}, which would be lost: '
+                              f'{str(folder)!r}. Name another folder, or delete it')
 
 # %% ../nbs/course/12_pipeline.ipynb #wri00001
 @faster('distsmooth.engine.checkpoint.write_together')
@@ -268,7 +263,7 @@ def write_all(
     write, # `write(new)` fills a folder
     members, # From the contents of config.json to the names of the other files
 ):
-    "Have a folder filled; the engine's version leaves all old files or all new ones, whenever it is killed"
+    "Have a folder filled; the engine's version leaves all old files or all new ones"
     Path(folder).mkdir(parents=True, exist_ok=True)
     return write(Path(folder))
 
@@ -280,7 +275,8 @@ def read_all(
     "The files of a folder; the engine's version sees to it that they belong together"
     folder = Path(folder)
     config = (folder/'config.json').read_bytes()
-    return {'config.json': config} | {name: (folder/name).read_bytes() for name in members(json.loads(config))}
+    others = {name: (folder/name).read_bytes() for name in members(json.loads(config))}
+    return {'config.json': config} | others
 
 # %% ../nbs/course/12_pipeline.ipynb #44ec3908
 @patch
@@ -288,12 +284,14 @@ def save_pretrained(self:SmoothedModel,
     save_directory, # A folder; made if it is not there, a model card (README.md) in it is kept
     **kwargs # Of `huggingface_hub.ModelHubMixin.save_pretrained`
 ):
-    "Write the model as JSON and safetensors, whole or not at all: see `distsmooth.engine.checkpoint.write_together`"
+    "Write the model as JSON and safetensors, whole or not at all: see `write_all`"
     folder = Path(save_directory)
     _check_overwrite(folder, dict(self.named_children()))
     def write(new):
-        url = ModelHubMixin.save_pretrained(self, new, **{'repo_id': folder.resolve().name, **kwargs})
-        if not (folder/'README.md').exists(): os.replace(new/'README.md', folder/'README.md')
+        kwargs.setdefault('repo_id', folder.resolve().name)
+        url = ModelHubMixin.save_pretrained(self, new, **kwargs)
+        card = 'README.md'
+        if not (folder/card).exists(): os.replace(new/card, folder/card)
         return url
     return write_all(folder, write, _members)
 
@@ -303,8 +301,9 @@ def save_parts(
     kernel:Kernel, # The noise between clean and smoothed images
     **parts # `smooth`, `reverse`, `raw`: one or more networks
 ):
-    "Write some parts of a `SmoothedModel`, whole or not at all; `FileExistsError` for a folder that holds other parts"
-    if not parts or parts.keys() - set(PARTS): raise ValueError(f'parts must be some of {PARTS}, got {list(parts)}')
+    "Write parts of a model, whole or not at all; `FileExistsError` if the folder holds others"
+    if not parts or parts.keys() - set(PARTS):
+        raise ValueError(f'parts must be some of {PARTS}, got {list(parts)}')
     for name, net in parts.items(): _check_kind(net, name, Autoregressive)
     _check_kind(kernel, 'kernel', Kernel), _check_overwrite(folder, parts)
     write_all(folder, lambda new: _write_parts(new, kernel, parts), _members)
@@ -312,15 +311,19 @@ def save_parts(
 # %% ../nbs/course/12_pipeline.ipynb #f7a70dec
 def _find(name, **hub):
     "The folder that `name` stands for; the network is asked only for a hub id"
-    if not isinstance(name, (str, Path)) or not str(name): raise TypeError(f'name must be text or a path, got {name!r}')
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise TypeError(f'name must be text or a path, got {name!r}')
     bundled, path = sorted(p.parent.name for p in PRETRAINED.glob('*/config.json')), Path(name)
     if name in bundled:
-        if (path/'config.json').exists(): warnings.warn(f'{name!r} is a model of the library, the folder is ./{name}')
+        if (path/'config.json').exists():
+            warnings.warn(f'{name!r} is a model of the library, the folder is ./{name}')
         return PRETRAINED/name
     if path.is_dir(): return path
-    wanted = f'name must be one of {bundled}, a folder, or a hub id like user/repo, got {str(name)!r}'
+    wanted = (f'name must be one of {bundled}, a folder, or a hub id like user/repo, '
+              f'got {str(name)!r}')
     is_id = isinstance(name, str) and re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name)
-    if not is_id or path.parent.exists(): raise FileNotFoundError(f'{wanted}: there is no such folder{_near(path)}')
+    if not is_id or path.parent.exists():
+        raise FileNotFoundError(f'{wanted}: there is no such folder{_near(path)}')
     try: return Path(snapshot_download(name, **hub))
     except (OSError, ValueError) as e:
         raise FileNotFoundError(f'{wanted}: no such folder here, and the hub did not give it '
@@ -335,8 +338,8 @@ def _near(path):
 def read_files(
     name, # A bundled name ('digits'), a folder, or a hub id ('user/repo')
     **hub # `revision`, `token`, ... of `huggingface_hub.snapshot_download`
-) -> dict: # 'config.json', 'smooth/config.json', 'smooth/model.safetensors', ...: the bytes of each file
-    "The files of a saved model, all of one version; raises `FileNotFoundError` if there is none of that name"
+) -> dict: # 'config.json', 'smooth/config.json', ...: the bytes of each file
+    "The files of a saved model, all of one version; `FileNotFoundError` if there is none"
     return read_all(_find(name, **hub), _members)
 
 # %% ../nbs/course/12_pipeline.ipynb #c5eff0b3
@@ -344,31 +347,33 @@ def parts_from(
     files:dict, # Of `read_files`
     name='this model', # Whose files they are, for errors
 ) -> dict: # 'kernel', and each network that is there: 'smooth', 'reverse', 'raw', in eval mode
-    "What the files of a model stand for; raises `ValueError` if they stand for none"
+    "What the files of a model stand for; `ValueError` if they stand for none"
     config = json.loads(files['config.json'])
     where, kernel = f'in config.json of {name}', config.get('kernel')
     if not isinstance(kernel, dict) or len(kernel) != 1:
         raise ValueError(f'kernel {where} must be one name and its sigma, got {kernel!r}')
     (kernel, sigma), = kernel.items()
     check_one_of(kernel, f'kernel {where}', KERNELS)
-    networks = {part: _network(check_one_of(config[part], f'{part} {where}', NETWORKS), files, part, name)
-                for part in _parts(config)}
-    return dict(kernel=KERNELS[kernel](check_number(sigma, f'sigma {where}', '(0, inf)')), **networks)
+    kinds = {part: check_one_of(config[part], f'{part} {where}', NETWORKS)
+             for part in _parts(config)}
+    networks = {part: _network(kind, files, part, name) for part, kind in kinds.items()}
+    sigma = check_number(sigma, f'sigma {where}', '(0, inf)')
+    return dict(kernel=KERNELS[kernel](sigma), **networks)
 
 def _network(kind, files, part, name):
     try:
         net = NETWORKS[kind].from_config(json.loads(files[f'{part}/config.json']))
         net.load_state_dict(load_safetensors(files[f'{part}/model.safetensors']))
     except Exception as e:  # wrong types, wrong shapes, half a file: each fails in its own way
-        raise ValueError(f'{part} of {name}: config.json and model.safetensors in it do not make a {kind} '
-                         f'({str(e):.150})') from e
+        raise ValueError(f'{part} of {name}: config.json and model.safetensors in it do not make '
+                         f'a {kind} ({str(e):.150})') from e
     return net.eval()
 
 def load_parts(
     name, # A bundled name ('digits'), a folder, or a hub id ('user/repo')
     **hub # `revision`, `token`, ... of `huggingface_hub.snapshot_download`
 ) -> dict: # 'kernel', and each network that is there: 'smooth', 'reverse', 'raw', in eval mode
-    "Load what is there of a model; `FileNotFoundError` if there is none, `ValueError` if a file was changed"
+    "Load the parts of a model; `FileNotFoundError`, or `ValueError` if a file was changed"
     return parts_from(read_files(name, **hub), name)
 
 @patch(cls_method=True)
@@ -376,8 +381,31 @@ def from_pretrained(cls:SmoothedModel,
     name, # As for `load_parts`
     **hub # As for `load_parts`
 ) -> SmoothedModel: # In eval mode
-    "Load a model; raises `FileNotFoundError` if there is none of that name, `ValueError` if it has no part `smooth`"
+    "Load a model; `FileNotFoundError` if there is none, `ValueError` if it has no `smooth`"
     parts = load_parts(name, **hub)
     if 'smooth' not in parts:
-        raise ValueError(f'{name} holds only {sorted(parts.keys() - {"kernel"})}: a SmoothedModel needs smooth')
+        raise ValueError(f'{name} holds only {sorted(parts.keys() - {"kernel"})}: '
+                         'a SmoothedModel needs smooth')
     return cls(**parts).eval()
+
+# %% ../nbs/course/12_pipeline.ipynb #d3a2ad5e
+@patch
+def complete(self:SmoothedModel,
+    x:torch.Tensor, # (n, C, H, W): clean images, of which only the pixels in `mask` count
+    mask:torch.Tensor, # (H, W) or (n, 1, H, W), True where a pixel is known
+    uniforms:tuple=None, # From `uniforms(n)`
+    generator=None, # A `torch.Generator`, for noise on known pixels, and for missing uniforms
+    sigma:float=None, # Noise level; the kernel's own if left out
+    label:torch.Tensor=None, # (n,) class numbers
+    seed:int=None, # Or a seed, for all of that
+    **options # Of `ModelDistribution.from_uniforms`
+) -> torch.Tensor: # (n, C, H, W): `x` where it is known
+    "Draw what is not known: smooth what is known, complete that, and go back"
+    self._check('two_step')
+    check_images(x, 'x', 'n', *self.smooth.event_shape, finite=False)
+    kernel, generator = self.kernel_at(sigma), as_generator(generator, seed)
+    smooth, reverse = self._pair(uniforms, len(x), generator)
+    known = dict(known=kernel.sample(x, generator), mask=mask)
+    x_noisy = self._dist(self.smooth, kernel.sigma, label).from_uniforms(smooth, **known, **options)
+    back = self._dist(self.reverse, kernel.sigma, label, context=self._drawn(x_noisy))
+    return back.from_uniforms(reverse, known=x, mask=mask, **options)

@@ -128,7 +128,8 @@ def batch_indices(
     seed:int=0, # Of the run
 ) -> torch.Tensor: # (batch_size,) which images belong to the step
     "Shuffled anew for each epoch; an incomplete last batch is left out"
-    check_number(n, 'n', '[1, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    check_number(n, 'n', '[1, inf)', whole=True)
+    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     check_number(step, 'step', '[0, inf)', whole=True)
     size = min(batch_size, n)
     epoch, i = divmod(step, n//size)
@@ -231,7 +232,8 @@ class Batches(Dataset):
         self.part, self.parts, self.labelled = part, parts, labelled
     def __getitem__(self, step):
         index = batch_indices(len(self.data), self.config.batch_size, step, self.config.seed)
-        mine = check_images(images(self.data, index[self.part::self.parts]), 'data', 'B', 'C', 'H', 'W')
+        mine = images(self.data, index[self.part::self.parts])
+        check_images(mine, 'data', 'B', 'C', 'H', 'W')
         x = mine.new_full((len(index), *mine.shape[1:]), math.nan)
         x[self.part::self.parts] = mine
         target, conditions = self.objective(x, make_generator(self.config.seed, 'noise', step))
@@ -253,7 +255,8 @@ def examples(self:Trainer,
     generator, # Of the noise
 ) -> tuple: # (target, conditions), on the device
     "What the objective, and the labels if the model takes them, make of some images"
-    target, conditions = self.objective(check_images(images(data, index), 'data', 'B', 'C', 'H', 'W'), generator)
+    x = check_images(images(data, index), 'data', 'B', 'C', 'H', 'W')
+    target, conditions = self.objective(x, generator)
     if self.model.n_classes: conditions = dict(conditions, label=labels(data, index))
     return to_device((target, conditions), self.accelerator.device)
 
@@ -378,7 +381,7 @@ class State:
 def go(self:Trainer,
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step
-    "Take the steps that are left; the caller logs, plots and stops. `FloatingPointError` if it diverges"
+    "Take the steps that are left; the caller logs and stops. `FloatingPointError` if it diverges"
     start, hidden = time.monotonic(), not (progress and self.accelerator.is_main_process)
     how = dict(initial=self.step, total=self.total, disable=hidden, desc=self._title())
     with tqdm(self.loader(), **how) as bar:

@@ -131,10 +131,9 @@ def test_relative_links_hold(path):
 
 @pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'course').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_code_of_the_course_fits_the_page(path):
-    "At most 100 columns (from 12 on 120 where it is exported); a directive of nbdev is no code"
+    "At most 100 columns; a directive of nbdev is no code"
     cells = [(c['id'], ''.join(c['source'])) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
-    wide = lambda code: 120 if path.stem > '12' and code.startswith('#| export') else 100
-    assert not [f'{i}: {line[:60]}...' for i, code in cells for line in code.splitlines() if len(line) > wide(code) and not line.startswith('#|')]
+    assert not [f'{i}: {line[:60]}...' for i, code in cells for line in code.splitlines() if len(line) > 100 and not line.startswith('#|')]
 
 def words(path): return sum(len(''.join(c['source']).split()) for c in json.loads(path.read_text())['cells'])
 
