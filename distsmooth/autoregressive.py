@@ -35,15 +35,15 @@ def _height_width(size):
     return tuple(check_number(s, 'size', '[1, inf)', whole=True) for s in pair)
 
 class Autoregressive(nn.Module, PyTorchModelHubMixin):
-    "What all models share: `forward` gives each pixel's mixture from the pixels before it"
+    "`forward` gives each pixel's mixture from the pixels before it"
     def __init__(self,
         channels:int, # 1 or 3
         size, # Side of the images, or (H, W)
         n_mix:int, # Components of each pixel's mixture
-        head:str='continuous', # 'continuous' or 'discretized' (8 bits)
-        context_channels:int=0, # Channels of the image to condition on, 0 for none
-        n_classes:int=0, # Class labels to condition on, 0 for none
-        sigma_range:tuple=None, # (lowest, highest) noise level to condition on, None for one alone
+        head:str='continuous', # One of `HEADS`
+        context_channels:int=0, # Of the image to condition on, 0 for none
+        n_classes:int=0, # Labels to condition on, 0 for none
+        sigma_range:tuple=None, # (lowest, highest) noise level to condition on
     ):
         super().__init__()
         count = lambda n, name: check_number(n, name, '[0, inf)', whole=True)
@@ -53,29 +53,29 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
         self.n_classes, self.sigma_range = count(n_classes, 'n_classes'), sigma_range
 
     @property
-    def event_shape(self) -> tuple: return self.channels, *self.size  # (C, H, W) of one image
+    def event_shape(self) -> tuple: return self.channels, *self.size
 
     @property
-    def dims(self) -> int: return math.prod(self.event_shape)  # numbers in one image: D of bits/dim
+    def dims(self) -> int: return math.prod(self.event_shape)
 
     def mixture(self, params):
-        "The mixtures that `params` (B, P, H, W) stand for; 16-bit params are widened first"
+        "The mixtures of `params` (B, P, H, W); 16 bits are widened first"
         wide = params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
         return HEADS[self.head](wide, self.channels)
 
     @classmethod
     def from_config(cls,
-        config:dict, # Arguments of `__init__`, as saved; 0.1 wrote `sigmas` for `sigma_range`
-    ): # A network with these settings
-        "Build a network from what was saved of it"
+        config:dict, # Saved arguments; 0.1 wrote `sigmas` for `sigma_range`
+    ):
+        "A network with these settings"
         return cls(**{'sigma_range' if name == 'sigmas' else name: v for name, v in config.items()})
 
     @classmethod
     def from_pretrained(cls,
-        folder, # Where `save_pretrained` wrote it, or a hub id
-        **hub # Of `PyTorchModelHubMixin.from_pretrained`
-    ): # In evaluation mode
-        "A saved network"
+        folder, # Of `save_pretrained`, or a hub id
+        **hub # Of `PyTorchModelHubMixin`
+    ):
+        "A saved network, in evaluation mode"
         path = Path(folder)/'config.json'
         old = json.loads(path.read_text()) if path.is_file() else {}
         if 'sigmas' in old: hub['sigma_range'] = old['sigmas']
@@ -83,82 +83,87 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
 
 # %% ../nbs/course/04_autoregressive.ipynb #11526006
 def gradient(
-    f, # From (B, ...) to (B,) or more numbers, each of its own row of `x` alone
+    f, # From (B, ...) to (B,), row by row
     x:torch.Tensor, # (B, ...)
 ) -> torch.Tensor: # (B, ...)
-    "The gradient of `f(x).sum()` in `x`, also where gradients are switched off"
+    "The gradient of `f(x).sum()`, also where gradients are off"
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         return torch.autograd.grad(f(x).sum(), x)[0]
 
 # %% ../nbs/course/04_autoregressive.ipynb #9188fa0e
-BATCH = 25_000  # numbers at once: 32 digits
+BATCH = 25_000  # 32 digits
 
 def in_batches(
     f, # `f(dist, x)`, each row by itself
-    batch_size:int, # Images at once; None for as many as have `BATCH` numbers
-    dist, # A `ModelDistribution`, or anything else that is the same for all images
+    batch_size:int, # Images at once; None for `BATCH` numbers
+    dist, # A `ModelDistribution`
     x:torch.Tensor, # (B, ...)
 ) -> torch.Tensor: # (B, ...)
-    "`f(dist, x)`, batch by batch; with gradients where `f` has them, but nothing kept for them"
+    "`f(dist, x)`, batch by batch; nothing is kept for gradients"
     if batch_size is None: batch_size = max(1, BATCH//x[0].numel())
     check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     if len(x) <= batch_size: return f(dist, x)
     rows = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
     parts = [dist.rows(len(x), r) if hasattr(dist, 'rows') else dist for r in rows]
-    return torch.cat([checkpoint(f, part, x[r], use_reentrant=False) for part, r in zip(parts, rows)])
+    again = partial(checkpoint, f, use_reentrant=False)
+    return torch.cat([again(part, x[r]) for part, r in zip(parts, rows)])
 
-def _log_prob(dist, x): return dist.model.mixture(dist.model(x, **dist.conditions)).log_prob(x).flatten(1).sum(1)
+def _log_prob(dist, x):
+    params = dist.model(x, **dist.conditions)
+    return dist.model.mixture(params).log_prob(x).flatten(1).sum(1)
 
 def check_defined(
     x:torch.Tensor, # (B, ...) what a model gave
-    what:str, # What to call it in the error
-    model, # The model
+    what:str, # Its name in the error
+    model,
 ) -> torch.Tensor: # `x`
-    "`x` itself; a `FloatingPointError` if there is NaN in it, which says whether the weights are to blame"
+    "`x`; a `FloatingPointError` if it holds NaN"
     bad = x.isnan().flatten(1).any(1) if x.ndim > 1 else x.isnan()
     if not bad.any(): return x
     weights = model.named_parameters() if isinstance(model, nn.Module) else ()
     broken = [name for name, w in weights if not w.isfinite().all()]
-    why = f'NaN or infinity in its weights {broken[:3]}' if broken else 'its weights are finite, but too large'
-    raise FloatingPointError(f'{what} of {type(model).__name__} is NaN for {int(bad.sum())} of {len(x)} images: {why}. '
-                             'Was it trained too briefly, or with too high a learning rate?')
+    why = 'its weights are finite, but too large'
+    if broken: why = f'NaN or infinity in its weights {broken[:3]}'
+    raise FloatingPointError(
+        f'{what} of {type(model).__name__} is NaN for {int(bad.sum())} of {len(x)} images: {why}. '
+        'Was it trained too briefly, or with too high a learning rate?')
 
 # %% ../nbs/course/04_autoregressive.ipynb #43cd4763
 class ModelDistribution:
     "What a model says under given conditions, in the manner of `torch.distributions`"
     def __init__(self,
-        model:Autoregressive, # Anything causal
-        **conditions # `context`, `label`, `sigma`, as the model's `forward` takes them
+        model:Autoregressive,
+        **conditions # `context`, `label`, `sigma`
     ):
         self.model = model
         self.conditions = {name: value for name, value in conditions.items() if value is not None}
         model.check_conditions(**self.conditions)
     @property
-    def event_shape(self) -> torch.Size: return torch.Size(self.model.event_shape)  # (C, H, W)
+    def event_shape(self) -> torch.Size: return torch.Size(self.model.event_shape)
     @property
-    def batch_shape(self) -> torch.Size:  # (n,) if the conditions are those of n images
+    def batch_shape(self) -> torch.Size:
         sizes = [len(v) for v in self.conditions.values() if isinstance(v, torch.Tensor) and v.ndim]
         return torch.Size(sorted(sizes)[-1:])
     def mixture(self, x):
-        "The mixture of every pixel, given the pixels of `x` (B, C, H, W) before it"
+        "Every pixel's mixture, given the pixels of `x` (B, C, H, W) before it"
         check_images(x, 'x', 'B', *self.event_shape)
         self.model.check_conditions(**self.conditions, n=len(x))
         return self.model.mixture(self.model(x, **self.conditions))
     def log_prob(self, x, batch_size=None):
-        "(B,) nats of `x` (B, C, H, W), differentiable in `x`; so many at once: see `in_batches`"
+        "(B,) nats of `x` (B, C, H, W), differentiable in `x`; see `in_batches`"
         end = 1 + 1e-4 if self.model.head == 'discretized' else math.inf
         check_images(x, 'x', 'B', *self.event_shape, low=-end, high=end)
         if self.model.head == 'discretized': check_levels(x, 'x')
         self.model.check_conditions(**self.conditions, n=len(x))
         return check_defined(in_batches(_log_prob, batch_size, self, x), 'log p(x)', self.model)
     def score(self, x, batch_size=None):
-        "`grad log p(x)`, through the network: (B, C, H, W) per unit of the [-1, 1] scale"
+        "`grad log p(x)`, through the network"
         check_images(x, 'x', 'B', *self.event_shape)
         self.model.check_conditions(**self.conditions, n=len(x))
         return in_batches(lambda dist, x: gradient(dist.log_prob, x), batch_size, self, x)
     def rows(self, n, rows):
-        "What the model says of some `rows` of `n` images: conditions that are one for all stay"
+        "The same for some `rows` of `n` images"
         one = lambda v: not isinstance(v, torch.Tensor) or v.ndim == 0 or len(v) != n
         part = copy.copy(self)
         part.conditions = {name: v if one(v) else v[rows] for name, v in self.conditions.items()}
@@ -169,7 +174,7 @@ class ModelDistribution:
 # %% ../nbs/course/04_autoregressive.ipynb #35bef302
 @patch
 def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, n='B'):
-    "Raise a `ValueError` unless just those conditions are given that the model is made for"
+    "A `ValueError` unless just the model's conditions are given"
     given = partial(check_given, made='this model')
     if given(context, 'context', context_channels=self.context_channels):
         check_tensor(context, 'context', n, self.context_channels, *self.size)
@@ -189,36 +194,30 @@ def dist(self:Autoregressive,
 
 @patch
 def dist_at(self:Autoregressive,
-    sigma, # Noise level of the data, or (n,) of them
-    **conditions # `context` and `label` of `dist`
+    sigma, # Noise level of the data
+    **conditions # `context` and `label`
 ) -> ModelDistribution:
-    "`dist`; `sigma` is among the conditions only if the model is made for a range of them"
+    "`dist`, with `sigma` among the conditions only if the model has a `sigma_range`"
     return self.dist(sigma=sigma if self.sigma_range else None, **conditions)
 
 @patch
-def log_prob(self:Autoregressive,
-    x:torch.Tensor, # (B, C, H, W); 8-bit levels if the head is discretized
-    context:torch.Tensor=None, # As for `dist`
-    label:torch.Tensor=None,
-    sigma=None,
-    batch_size:int=None, # Images at once, see `in_batches`
-) -> torch.Tensor: # (B,) nats, differentiable in `x`
-    "`log p(x)` of each image under the conditions: `dist(...).log_prob(x)`"
+def log_prob(self:Autoregressive, x, context=None, label=None, sigma=None, batch_size=None):
+    "(B,) nats: `dist(context, label, sigma).log_prob(x, batch_size)`"
     return self.dist(context, label, sigma).log_prob(x, batch_size)
 
 # %% ../nbs/course/04_autoregressive.ipynb #3fd235e8
 def _type_of(model, otherwise=torch.zeros(())):
-    "Type and device of the model's uniforms; those of `otherwise` if it has no parameters"
+    "Type and device of the model's uniforms, or of `otherwise`"
     p = next(model.parameters(), otherwise)
     return dict(dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
 
 @patch
 def uniforms(self:Autoregressive,
     n:int, # Samples
-    generator=None, # A `torch.Generator`, for samples that can be drawn again
+    generator=None, # A `torch.Generator`
     seed:int=None, # Or a seed
-) -> torch.Tensor: # (n, C+1, H, W) in [0, 1), like the model's weights, but float32 at least
-    "The base noise of `n` samples: a number to choose each pixel's component, one for each channel"
+) -> torch.Tensor: # (n, C+1, H, W) in [0, 1), float32 or wider
+    "The base noise of `n` samples: to choose each pixel's component, and for each channel"
     generator = as_generator(generator, seed)
     shape = check_number(n, 'n', '[1, inf)', whole=True), self.channels+1, *self.size
     like = _type_of(self)
@@ -227,24 +226,20 @@ def uniforms(self:Autoregressive,
 
 # %% ../nbs/course/04_autoregressive.ipynb #de2770d2
 class PixelSampler:
-    "How a region's params become pixels: by which uniforms, transform, temperature, known pixels"
+    "How a region's params become pixels"
     def __init__(self,
         mixture, # From params (n, P, h, w) to a mixture
         uniforms:torch.Tensor, # (n, C+1, h, w)
-        known:torch.Tensor=None, # (n, C, h, w), to be kept where `mask` says so
-        mask:torch.Tensor=None, # (n, 1, h, w), True where a pixel is known
-        transform:str='choice', # One of `distsmooth.logistic.TRANSFORMS`
-        temperature:float=1., # See `LogisticMixture.tempered`
+        known=None, mask=None, transform='choice', temperature=1., # As for `draw`
     ):
         self.mixture, self.transform, self.temperature = mixture, transform, temperature
         self.tensors = uniforms, known, mask
     def part(self, rows, columns=slice(None)):
-        "The sampler of a smaller region"
         part = copy.copy(self)
         part.tensors = [None if t is None else t[..., rows, columns] for t in self.tensors]
         return part
     def __call__(self, params):
-        "The pixels (n, C, h, w) of the region, from its params (n, P, h, w)"
+        "Pixels (n, C, h, w), from params (n, P, h, w)"
         uniforms, known, mask = self.tensors
         mixture = self.mixture(params)
         if self.temperature != 1: mixture = mixture.tempered(self.temperature)
@@ -254,52 +249,46 @@ class PixelSampler:
 
 # %% ../nbs/course/04_autoregressive.ipynb #ad551d8c
 @patch(as_prop=True)
-def row_multiple(self:Autoregressive) -> int: # Rows
-    "So many rows have to be computed together: all, unless a subclass can do with fewer"
+def row_multiple(self:Autoregressive) -> int:
+    "So many rows have to be computed together: all, or a subclass knows better"
     return self.size[0]
 
 @patch
 def encode(self:Autoregressive, **conditions):
-    "The conditions as `params` takes them: what does not depend on the pixels is done here, once"
+    "The conditions as `params` takes them: what can be done once is done here"
     return conditions
 
 @patch
 def params(self:Autoregressive,
     x:torch.Tensor, # (n, C, h, W), a strip of a multiple of `row_multiple` rows
     encoded, # From `encode`
-    top:int=0, # Its first row is row `top` of the image
+    top:int=0, # Its first row
 ) -> torch.Tensor: # (n, P, h, W)
-    "`forward`, for a strip of rows and conditions that are encoded already"
+    "`forward`, for a strip of rows"
     dtype = next(self.parameters(), x).dtype
     like = lambda v: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
     return self(like(x), **{name: like(value) for name, value in encoded.items()})
 
 # %% ../nbs/course/04_autoregressive.ipynb #b219b0d4
 class Recompute:
-    "A decoder that keeps nothing: one pass for every pixel, over all rows that it needs"
+    "A decoder that keeps nothing: one pass for every pixel of the canvas `x` (n, C, H, W)"
     def __init__(self,
-        model:Autoregressive, # Anything causal
-        encoded, # From `model.encode`
-        x:torch.Tensor, # (n, C, H, W), the canvas that is being drawn on
-        start:int=0, # The rows above this one are there already
+        model:Autoregressive,
+        encoded, x, start=0 # From `encode`; the canvas; its first row to draw
     ): self.model, self.encoded, self.x = model, encoded, x
     def row(self, i):
-        "Row `i` comes next; all rows above it are on the canvas"
-        self.graph_key = i  # what a row's work depends on: here no two rows are alike
+        "Row `i` comes next"
+        self.graph_key = i  # here no two rows are alike
     def pixel(self, j, line):
-        "Params (n, P, 1, 1) of pixel `j` in this row; `line` (n, C, 1, W) holds what is drawn"
+        "Params (n, P, 1, 1) of pixel `j`; `line` (n, C, 1, W) holds the row so far"
         i, step = self.graph_key, self.model.row_multiple
         self.x[:, :, i:i+1] = line
         rows = self.x[:, :, :step*(i//step + 1)]
         return self.model.params(rows, self.encoded)[:, :, i:i+1, j:j+1]
 
 @patch
-def decoder(self:Autoregressive,
-    encoded, # From `encode`
-    x:torch.Tensor, # (n, C, H, W), the canvas that is being drawn on
-    start:int=0, # The rows above this one are there already; a multiple of `row_multiple`
-): # With `row(i)`, `pixel(j, line)` and `graph_key`, see `Recompute`
-    "What goes from pixel to pixel: a subclass that can keep what does not change does so here"
+def decoder(self:Autoregressive, encoded, x, start=0):
+    "See `Recompute`; a subclass may keep what does not change"
     return Recompute(self, encoded, x, start)
 
 # %% ../nbs/course/04_autoregressive.ipynb #d21c84f1
@@ -307,16 +296,15 @@ def decoder(self:Autoregressive,
 def _repeated(draw_row, device): return draw_row  # on a GPU the engine records it, to replay
 
 def pixel_by_pixel(
-    decoder, # With `row(i)`, `pixel(j, line)` and `graph_key`, see `Recompute`
+    decoder, # See `Recompute`
     sampler:PixelSampler, # For the whole image
     x:torch.Tensor, # (n, C, H, W), the canvas
-    start:int=0, # The rows above this one are there already
-    repeated=_repeated, # Makes of a function that draws a row one that can be called for every row
-): # Yields (row, x): the canvas, drawn down to that row
+    start:int=0, # First row to draw
+    repeated=_repeated, # Wraps a function that draws a row
+): # Yields (row, x): drawn down to that row
     "Fill the canvas in raster order"
     W, line, here = x.shape[3], torch.zeros_like(x[:, :, :1]), sampler.part(slice(0, 1))
-    # a row's worth, at an address that stays
-    here.tensors = [None if t is None else t.clone() for t in here.tensors]
+    here.tensors = [None if t is None else t.clone() for t in here.tensors]  # stay in place
     cells = [here.part(slice(None), slice(j, j+1)) for j in range(W)]
     def draw_row(graph_key):
         for j in range(W): line[..., j:j+1] = cells[j](decoder.pixel(j, line))
@@ -330,14 +318,8 @@ def pixel_by_pixel(
         yield i, x
 
 # %% ../nbs/course/04_autoregressive.ipynb #fcb4ec4e
-def naive(
-    model:Autoregressive, # Anything causal
-    encoded, # From `model.encode`
-    sampler:PixelSampler, # For the whole image
-    x:torch.Tensor, # (n, C, H, W), the canvas
-    start:int=0, # The rows above this one are there already
-): # Yields (row, x): the canvas, drawn down to that row
-    "One pass of the network for every pixel"
+def naive(model, encoded, sampler, x, start=0):
+    "`pixel_by_pixel`, one pass of the network for each"
     return pixel_by_pixel(Recompute(model, encoded, x, start), sampler, x, start)
 
 ENGINE = 'distsmooth.engine.cached'
@@ -347,20 +329,20 @@ METHODS = {'naive': naive} | {m: faster(f'{ENGINE}.{m}')(naive)
 # %% ../nbs/course/04_autoregressive.ipynb #1e856d17
 @faster('distsmooth.engine.incremental.fold_weight_norm')
 def _to_draw_from(model, dtype=None):
-    "A copy in evaluation mode, without gradients; the engine works out its weight norms, too"
+    "A copy in evaluation mode; the engine works out its weight norms, too"
     return copy.deepcopy(model).eval().requires_grad_(False).to(dtype=dtype)
 
 def draw(
     dist, # A `ModelDistribution`, or a model without conditions
     uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]
     method:str='cached', # One of `METHODS`
-    known:torch.Tensor=None, # (n, C, H, W), or one image for all: to be kept where `mask` says so
+    known:torch.Tensor=None, # (n or 1, C, H, W), kept where `mask` says so
     mask:torch.Tensor=None, # (H, W) or (n, 1, H, W), True where a pixel is known
-    transform:str='choice', # How uniforms become a pixel: 'choice' of a component, or 'icdf'
-    temperature:float=1., # Below 1 for likelier pixels, see `LogisticMixture.tempered`
-    out:torch.Tensor=None, # (n, C, H, W), the canvas to fill, if it is to be yours
+    transform:str='choice', # 'choice' of a component, or 'icdf'
+    temperature:float=1., # Below 1 for likelier pixels
+    out:torch.Tensor=None, # (n, C, H, W), a canvas to fill
     dtype:torch.dtype=None, # Of the network's arithmetic alone
-): # Yields (row, x): one canvas (n, C, H, W), filled in further each time; clone it to keep it
+): # Yields (row, x): one canvas (n, C, H, W), filled further each time; clone it to keep it
     "Draw samples while the caller looks on; wrong arguments raise an error at once"
     dist = dist if isinstance(dist, ModelDistribution) else dist.dist()
     model = dist.model
@@ -376,7 +358,6 @@ def draw(
 
 # %% ../nbs/course/04_autoregressive.ipynb #614a34d7
 def _completion(model, uniforms, known, mask):
-    "`known` and `mask`, one for each image, or neither; what is not known may be anything"
     if known is None and mask is None: return None, None
     for name, other in (('known', known), ('mask', mask)):
         if other is None: raise ValueError(f'known and mask go together: {name} is missing')
@@ -390,7 +371,7 @@ def _completion(model, uniforms, known, mask):
     return check_tensor(torch.where(mask, known.detach().to(uniforms), 0), 'known'), mask
 
 def _canvas(model, uniforms, known, out):
-    "`out`, or a new canvas, empty but for the pixels that are known"
+    "`out`, or a new canvas, with the known pixels"
     like, shape = uniforms, (len(uniforms), *model.event_shape)
     if out is None: out = like.new_empty(shape)
     check_tensor(out, 'out', *shape, finite=False, dtype=like.dtype, device=like.device)
@@ -413,7 +394,7 @@ def _run(method, model, conditions, sampler, x, start):
 
 @contextmanager
 def _drawing(x):
-    "No gradients, no autocast, no TF32: cuDNN rounds to it, matrix products do not"
+    "No gradients, no autocast, no TF32 (cuDNN rounds to it)"
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul) if x.is_cuda else ()
     before = [p.fp32_precision for p in places]
     for p in places: p.fp32_precision = 'ieee'
@@ -427,24 +408,25 @@ OPTIONS = 'method', 'known', 'mask', 'transform', 'temperature', 'out', 'dtype' 
 
 @patch
 def from_uniforms(self:ModelDistribution,
-    uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]: the same uniforms give the same samples
+    uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]: the same give the same samples
     progress:bool=False, # Show a bar
-    **options # Of `draw`: `method`, `known` and `mask`, `transform`, `temperature`, `out`, `dtype`
+    **options # Of `draw`: `method`, `known` and `mask`, `transform`, `temperature`, ...
 ) -> torch.Tensor: # (n, C, H, W)
-    "The samples that `uniforms` stand for; a warning if some of them are not finite"
+    "The samples that `uniforms` stand for; a warning if some are not finite"
     check_options(options, OPTIONS, 'sample')
     rows = draw(self, uniforms, **options)
     with tqdm(total=self.model.size[0], desc='rows', disable=not progress, leave=False) as bar:
         for row, x in rows: bar.update(row + 1 - bar.n)
     bad = int((~x.isfinite()).flatten(1).any(1).sum())
-    if bad: warnings.warn(f'{bad} of {len(x)} samples of {type(self.model).__name__} hold NaN or infinity: was it '
-                          'trained too briefly, or is the temperature too high?', RuntimeWarning, stacklevel=2)
+    if bad: warnings.warn(
+        f'{bad} of {len(x)} samples of {type(self.model).__name__} hold NaN or infinity: was it '
+        'trained too briefly, or is the temperature too high?', RuntimeWarning, stacklevel=2)
     return x
 
 @patch
 def sample(self:ModelDistribution,
     shape:tuple=(), # (n,) samples; left out: one, or one for each condition
-    generator=None, # A `torch.Generator`, for samples that can be drawn again
+    generator=None, # A `torch.Generator`
     seed:int=None, # Or a seed
     **options # Of `from_uniforms`
 ) -> torch.Tensor: # (n, C, H, W), or (C, H, W) for one
@@ -458,13 +440,10 @@ def sample(self:ModelDistribution,
 @patch
 def sample(self:Autoregressive,
     n:int=None, # Samples, unless `uniforms` or a condition say how many
-    context:torch.Tensor=None, # As for `dist`
-    label:torch.Tensor=None,
-    sigma=None,
-    uniforms:torch.Tensor=None, # (n, C+1, H, W): the same uniforms give the same samples
-    generator=None, # A `torch.Generator`, if `uniforms` are left out
-    seed:int=None, # Or a seed
-    **options # Of `ModelDistribution.from_uniforms`
+    context=None, label=None, sigma=None, # As for `dist`
+    uniforms:torch.Tensor=None, # (n, C+1, H, W)
+    generator=None, seed=None, # If `uniforms` are left out
+    **options # Of `from_uniforms`
 ) -> torch.Tensor: # (n, C, H, W)
     "Draw samples: `dist(...).from_uniforms(uniforms)`"
     dist = self.dist(context, label, sigma)

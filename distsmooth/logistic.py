@@ -17,9 +17,9 @@ from .checks import check_number, check_one_of, check_tensor
 # %% ../nbs/course/03_logistic.ipynb #4d351737
 def n_params(
     channels:int, # 1 or 3
-    n_mix:int, # Components of the mixture, at least 1
-) -> int: # Numbers per pixel
-    "How many numbers a network has to put out for the mixture of one pixel"
+    n_mix:int, # Components
+) -> int:
+    "How many numbers a network puts out for one pixel"
     check_one_of(channels, 'channels', (1, 3)), check_number(n_mix, 'n_mix', '[1, inf)', whole=True)
     return n_mix * {1: 3, 3: 10}[channels]
 
@@ -34,9 +34,11 @@ class LogisticMixture:
         per_mix = n_params(channels, 1)
         check_tensor(params, 'params', finite=False)
         if params.ndim != 4 or not params.shape[1] or params.shape[1] % per_mix:
-            raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W), got {tuple(params.shape)}')
+            shape = tuple(params.shape)
+            raise ValueError(f'params must be (B, {per_mix}*n_mix, H, W), got {shape}')
         (B, _, H, W), K = params.shape, params.shape[1]//per_mix
-        self.channels, self.n_mix, self.shape, self.params = channels, K, (B, channels, H, W), params
+        self.channels, self.n_mix, self.params = channels, K, params
+        self.shape = B, channels, H, W
         self.logits = params[:, :K].log_softmax(1)
         rest = params[:, K:].reshape(B, channels, (per_mix - 1)//channels, K, H, W)
         self.means, self.log_scales = rest[:, :, 0], rest[:, :, 1].clamp(min=self.min_log_scale)
@@ -47,7 +49,7 @@ class LogisticMixture:
 # %% ../nbs/course/03_logistic.ipynb #7a187958
 @patch
 def _log_prob1(self:LogisticMixture, x, loc, log_scale):
-    "Log density of one component: this and the next two are all that a discretized mixture changes"
+    "Log density of one component; a discretized mixture changes this and the next two"
     z = (x - loc)*torch.exp(-log_scale)
     return F.logsigmoid(z) + F.logsigmoid(-z) - log_scale
 
@@ -61,7 +63,7 @@ def _to_support(self:LogisticMixture, x): return x
 # %% ../nbs/course/03_logistic.ipynb #be0a6add
 @patch
 def _loc(self:LogisticMixture, c, before):
-    "Centres (B, K, H, W) of channel `c`, given the values of the channels `before` it"
+    "Centres (B, K, H, W) of channel `c`, given the channels `before` it"
     loc = self.means[:, c]
     for i, value in zip({0: (), 1: (0,), 2: (1, 2)}[c], before): loc = loc + self.coeffs[:, i]*value
     return loc
@@ -104,7 +106,7 @@ def cdf(self:LogisticMixture,
 
 # %% ../nbs/course/03_logistic.ipynb #6900004c
 def _quantile(u, weights, loc, log_scale, n_steps, parts=16):
-    "The quantiles `u` (B, 1, H, W) of a mixture (B, K, H, W) of continuous logistics"
+    "The quantiles `u` (B, 1, H, W) of a continuous mixture (B, K, H, W)"
     # above the median, from the right
     side, flip = torch.minimum(u, 1 - u), torch.where(u > .5, -1., 1.)
     ends = loc + log_scale.exp()*torch.logit(u)
@@ -132,8 +134,8 @@ def _icdf(self:LogisticMixture, u, n_steps=None):
 
 @patch
 def icdf(self:LogisticMixture,
-    u:torch.Tensor, # (B, C, H, W) in [0, 1]; 0 and 1 count as their neighbours inside
-    n_steps:int=None, # Each leaves a 16th of the bracket; enough for the last bit if left out
+    u:torch.Tensor, # (B, C, H, W) in [0, 1]
+    n_steps:int=None, # For the last bit if left out
 ) -> torch.Tensor: # (B, C, H, W)
     "The quantile `u` of each channel, given the channels before it"
     if n_steps is not None: check_number(n_steps, 'n_steps', '[1, inf)', whole=True)
@@ -154,8 +156,8 @@ def _choice(self:LogisticMixture, u, z):
 
 @patch
 def from_uniforms(self:LogisticMixture,
-    uniforms:torch.Tensor, # (B, C+1, H, W) in [0, 1]: to choose the component, and for each channel
-    transform:str='choice', # 'choice' of a component, then its quantile; or the mixture's, 'icdf'
+    uniforms:torch.Tensor, # (B, C+1, H, W) in [0, 1]: for the component, for each channel
+    transform:str='choice', # 'choice' of a component, or the mixture's 'icdf'
 ) -> torch.Tensor: # (B, C, H, W)
     "The sample that `uniforms` stand for"
     B, C, H, W = self.shape
@@ -164,7 +166,7 @@ def from_uniforms(self:LogisticMixture,
 
 @patch
 def _from_uniforms(self:LogisticMixture, uniforms, transform):
-    "`from_uniforms` without a look at its arguments; NaN wherever a parameter is NaN"
+    "`from_uniforms` without checks; NaN wherever a parameter is NaN"
     eps = torch.finfo(uniforms.dtype).eps
     if transform == 'icdf': x = self._icdf(uniforms[:, 1:])
     else: x = self._choice(uniforms[:, :1], torch.logit(uniforms[:, 1:].clamp(eps, 1-eps)))
@@ -172,7 +174,7 @@ def _from_uniforms(self:LogisticMixture, uniforms, transform):
 
 @patch
 def sample(self:LogisticMixture,
-    generator=None, # A `torch.Generator`, for a sample that can be drawn again
+    generator=None, # A `torch.Generator`
 ) -> torch.Tensor: # (B, C, H, W)
     "One sample of every pixel"
     (B, C, H, W), like = self.shape, self.means
@@ -183,8 +185,8 @@ def sample(self:LogisticMixture,
 # %% ../nbs/course/03_logistic.ipynb #4d9d3ff8
 @patch
 def tempered(self:LogisticMixture,
-    temperature:float, # Above 0; 1 changes nothing
-) -> LogisticMixture: # Of the same kind
+    temperature:float, # Above 0
+) -> LogisticMixture:
     "The mixture with weights to the power `1/temperature` and scales times `temperature`"
     check_number(temperature, 'temperature', '(0, inf)')
     new = copy.copy(self)
@@ -219,18 +221,18 @@ def quantize(
 
 def check_levels(
     x:torch.Tensor, # Images
-    name:str, # What to call them in the error
+    name:str, # Of the images, for the error
 ) -> torch.Tensor: # `x`
     "`x` itself; a `ValueError` unless every value is one of the 256 levels, up to rounding"
     off = (x - quantize(x)).abs().max()
-    if not off <= 1e-3:
-        raise ValueError(f'{name} must hold 8-bit levels, -1 + k*2/255, found values {off:.3g} off: smoothed images? '
-                         'A model with a continuous head takes them; `quantize` rounds others')
+    if not off <= 1e-3: raise ValueError(
+        f'{name} must hold 8-bit levels, -1 + k*2/255, found values {off:.3g} off: '
+        'smoothed images? A model with a continuous head takes them; `quantize` rounds others')
     return x
 
 # %% ../nbs/course/03_logistic.ipynb #0edc948f
 class DiscretizedLogisticMixture(LogisticMixture):
-    "The same mixture, its mass gathered on the 256 levels of `quantize`; `log_prob` expects levels"
+    "The same mixture, its mass gathered on the 256 levels; `log_prob` expects levels"
     half = 1/255
     def _log_prob1(self, x, loc, log_scale):
         inv = torch.exp(-log_scale)
@@ -249,7 +251,7 @@ class DiscretizedLogisticMixture(LogisticMixture):
 
     @property
     def mean(self) -> torch.Tensor: # (B, 1, H, W)
-        "Expected level; for one channel only (coupled colours have no closed form)"
+        "Expected level; for one channel only"
         if self.channels != 1:
             raise NotImplementedError('the mean of coupled colours has no closed form')
         like = dict(dtype=self.means.dtype, device=self.means.device)

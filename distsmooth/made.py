@@ -14,7 +14,7 @@ from .checks import check_number, check_tensor
 
 # %% ../nbs/course/05_made.ipynb #3ddc08c1
 class MaskedLinear(nn.Linear):
-    "A linear layer whose units see the inputs that `mask` lets through; (B, n_in) to (B, n_out)"
+    "A linear layer whose units see what `mask` lets through; (B, n_in) to (B, n_out)"
     def __init__(self,
         mask:torch.Tensor, # (n_out, n_in) of 0 and 1
     ):
@@ -34,8 +34,8 @@ def _orders(n_units, n_inputs):
 
 def made_masks(
     n_inputs:int, # Length of the vector
-    n_hidden, # Units of each hidden layer; with fewer than `n_inputs`, outputs miss some inputs
-) -> list: # Masks (n_out, n_in), one a layer; the last is (n_inputs, units of the last hidden one)
+    n_hidden, # Units of each hidden layer
+) -> list: # Masks (n_out, n_in), one a layer
     "Masks of a MADE (Germain et al. 2015): output `i` depends on the inputs before `i` alone"
     check_number(n_inputs, 'n_inputs', '[1, inf)', whole=True)
     if isinstance(n_hidden, int) or not n_hidden or min(n_hidden) < 1:
@@ -50,10 +50,10 @@ class MADE(Autoregressive):
     "A masked autoencoder (Germain et al. 2015) over pixels; a point is an image of one row"
     def __init__(self,
         size=(1, 2), # (H, W); (1, D) for vectors of length D
-        n_hidden=(128, 128), # Units of the hidden layers; fewer than D blur the order
+        n_hidden=(128, 128), # Units of the hidden layers
         n_mix:int=5, # Components of each pixel's mixture
         head:str='continuous', # 'continuous' or 'discretized' (8 bits)
-        context_channels:int=0, # Channels of the image to condition on, 0 for none
+        context_channels:int=0, # Of the image to condition on, 0 for none
     ):
         super().__init__(1, size, n_mix, head, context_channels)
         *masks, last = made_masks(self.dims, n_hidden)
@@ -66,7 +66,7 @@ class MADE(Autoregressive):
         x:torch.Tensor, # (B, 1, H, W)
         context:torch.Tensor=None, # (B, context_channels, H, W)
     ) -> torch.Tensor: # (B, 3*n_mix, H, W) parameters of each pixel's mixture
-        "Each pixel's mixture from the pixels before it, and from all of the context"
+        "From the pixels before each, and from all of the context"
         h = x.flatten(1)
         for i, layer in enumerate(self.hidden):
             h = layer(h) if self.context is None else layer(h) + self.context[i](context.flatten(1))

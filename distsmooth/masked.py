@@ -21,7 +21,7 @@ def causal_mask(
     kind:str, # 'A' hides the pixel's own colour, 'B' shows it
     colours:int=1, # 3 if channels are grouped as red, green, blue
 ) -> torch.Tensor: # (n_out, n_in, kernel_size, kernel_size) of 0 and 1
-    "What a kernel may look at: the pixels before its own, and in its own the earlier colours"
+    "A kernel's mask: the pixels before its own, and in its own the earlier colours"
     check_one_of(kind, 'kind', 'AB'), check_number(colours, 'colours', '[1, inf)', whole=True)
     if kernel_size < 1 or not kernel_size % 2:
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
@@ -39,11 +39,11 @@ def causal_mask(
 class MaskedConv2d(nn.Conv2d):
     "A convolution that sees the pixels before its own in raster order (van den Oord et al. 2016)"
     def __init__(self,
-        n_in:int, # Channels in, a multiple of `colours`
-        n_out:int, # Channels out, a multiple of `colours`
+        n_in:int, # As for `causal_mask`
+        n_out:int,
         kernel_size:int, # Odd
         kind:str, # 'A' for the first layer, 'B' for the others
-        colours:int=1, # 3 if channels are grouped as red, green, blue
+        colours:int=1, # 1 or 3
     ):
         mask = causal_mask(n_in, n_out, kernel_size, kind, colours)
         super().__init__(n_in, n_out, kernel_size, padding=kernel_size//2)
@@ -73,7 +73,7 @@ class WeightNorm:
     "Filters are lengths times directions, `weight_g*weight_v/|weight_v|` (Salimans & Kingma 2016)"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        v = self._parameters.pop('weight')  # from here on, `weight` is the property below
+        v = self._parameters.pop('weight')
         self.weight_g, self.weight_v = nn.Parameter(_lengths(v.detach())), v
     @property
     def weight(self): return self.weight_v*(self.weight_g/_lengths(self.weight_v))
@@ -114,9 +114,9 @@ class ShiftedConv2d(nn.Module):
         n_in:int, # Channels in
         n_out:int, # Channels out
         direction:str='down', # 'down' sees rows above and its own, 'right' pixels above and left
-        kernel:tuple=None, # (height, width); as published if left out, see `KERNELS`
+        kernel:tuple=None, # (height, width); of `KERNELS` if left out
         stride:int=1, # 2 halves the resolution
-        shift:bool=False, # Move the output one more row down (or column right): exclude its own
+        shift:bool=False, # Exclude its own row (or column)
     ):
         super().__init__()
         if stride < 1 or shift and stride > 1:
@@ -129,7 +129,7 @@ class ShiftedConv2d(nn.Module):
 
     def forward(self,
         x:torch.Tensor, # (B, n_in, H, W): the image, or a strip of its rows
-        above:torch.Tensor=None, # (B, n_in, reach, W): the rows above the strip; zeros if left out
+        above:torch.Tensor=None, # (B, n_in, reach, W): the rows above the strip
     ) -> torch.Tensor: # (B, n_out, H/stride, W/stride)
         "Convolve what is there with zeros, or the rows `above`, in front of it"
         left, right, top, _ = self.pad

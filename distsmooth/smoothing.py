@@ -21,7 +21,7 @@ from .checks import check_images, check_number, check_tensor
 class Kernel:
     "Smoothing distribution `q(x_noisy | x)`: independent noise, standard deviation `sigma`"
     def __init__(self,
-        sigma:float, # Standard deviation of the noise, in the [-1, 1] scale of the images
+        sigma:float, # Standard deviation, in the [-1, 1] scale of the images
     ):
         self.sigma = check_number(sigma, 'sigma', '(0, inf)')
         self.noise = self._noise()
@@ -36,9 +36,9 @@ def _f64(value): return torch.tensor(value, dtype=torch.float64)
 @patch
 def sample(self:Kernel,
     x:torch.Tensor, # Clean values, floating point, any shape
-    generator=None, # A CPU `torch.Generator`, for noise that can be drawn again
+    generator=None, # A CPU `torch.Generator`
 ) -> torch.Tensor: # `x_noisy`, of the shape, type and device of `x`
-    "Draw `x_noisy` around `x`; raises `TypeError` if `x` holds whole numbers"
+    "Draw `x_noisy` around `x`; `TypeError` if `x` holds whole numbers"
     check_images(x, 'x', finite=False)
     u = torch.rand(x.shape, dtype=torch.float64, generator=generator)
     return x + self.noise.icdf(u.clamp(1e-12, 1 - 1e-12)).to(x)
@@ -66,8 +66,8 @@ class UniformKernel(Kernel):
 # %% ../nbs/course/02_smoothing.ipynb #eff0ed37
 @patch
 def log_prob(self:Kernel,
-    x_noisy:torch.Tensor, # Smoothed values (B, ...)
-    x:torch.Tensor, # Clean values, of the same shape
+    x_noisy:torch.Tensor, # (B, ...)
+    x:torch.Tensor, # Clean, of the same shape
 ) -> torch.Tensor: # (B,) nats
     "`log q(x_noisy | x)`, summed over all dimensions but the first"
     check_tensor(x_noisy, 'x_noisy', *check_tensor(x, 'x').shape)
@@ -75,7 +75,7 @@ def log_prob(self:Kernel,
 
 # %% ../nbs/course/02_smoothing.ipynb #c7303e84
 def _check_grid(grid, name='grid', kernel=None):
-    "`grid` as an ascending float64 array, fine enough for the kernel; `ValueError` if it is not"
+    "`grid` as an ascending float64 array, fine enough for the kernel"
     grid = np.asarray(grid, dtype=np.float64)
     if grid.ndim != 1 or len(grid) < 3 or not (np.diff(grid) > 0).all():
         raise ValueError(f'{name} must be at least 3 ascending numbers, got shape {grid.shape}')
@@ -134,7 +134,7 @@ def bias_variance(
     density, # `p(x)` for a 1-D array
     kernel:Kernel, # Noise
     n:int, # Size of the training set
-    grid:np.ndarray, # (G,) covering the mass, of the smoothed density too
+    grid:np.ndarray, # (G,) covering the smoothed mass
 ) -> tuple: # (integrated squared bias, integrated variance)
     "Error of the smoothed empirical distribution of `n` points: what noise distorts and steadies"
     n, grid = check_number(n, 'n', '[1, inf)', whole=True), _check_grid(grid, kernel=kernel)

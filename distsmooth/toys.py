@@ -15,11 +15,11 @@ from .checks import check_each, check_number, check_one_of, check_tensor
 
 # %% ../nbs/course/01_toys.ipynb #522fce19
 class Toy:
-    "A toy density over `dims` numbers, roughly within [-1, 1]: samples, and the exact log density"
+    "A toy density over `dims` numbers, roughly within [-1, 1]"
     dims, width = 2, None
     def sample(self,
         n:int, # Number of points
-        generator=None, # A `torch.Generator`, for points that can be drawn again
+        generator=None, # A `torch.Generator`
     ) -> torch.Tensor: # (n, dims) float32
         "Draw `n` points"
         return self._sample(check_number(n, 'n', '[1, inf)', whole=True), generator).float()
@@ -27,16 +27,16 @@ class Toy:
     def log_prob(self,
         points:torch.Tensor, # (B, dims)
     ) -> torch.Tensor: # (B,) nats, in the type of `points`
-        "Exact log density, computed in float64 and differentiable in `points`"
+        "Exact log density, differentiable in `points`"
         check_tensor(points, 'points', 'B', self.dims)
         return self._log_prob(points.double().cpu()).to(points)
 
 # %% ../nbs/course/01_toys.ipynb #9bbd1b80
 @patch
 def density(self:Toy,
-    points, # (..., dims); if `dims` is 1, numbers in any shape
-) -> np.ndarray: # `p`, float64: (...), or the shape of `points` if `dims` is 1
-    "The density for NumPy: what quadrature and plots want"
+    points, # (..., dims); any shape if `dims` is 1
+) -> np.ndarray: # `p`, float64: (...), or that shape
+    "The density for NumPy"
     points = torch.as_tensor(np.asarray(points, dtype=np.float64))
     shape = points.shape if self.dims == 1 else points.shape[:-1]
     return self.log_prob(points.reshape(-1, self.dims)).exp().reshape(shape).numpy()
@@ -78,7 +78,7 @@ class NarrowModes(Toy):
 
 # %% ../nbs/course/01_toys.ipynb #a0ddd5a5
 def _log_ring(d, radius, width):
-    "Log density, at the distance `d` from the centre, of a circle blurred by normal noise"
+    "Log density of a blurred circle, at the distance `d` from its centre"
     bessel = torch.special.i0e(d*radius/width**2).log()
     return -(2*math.pi*width**2).log() - ((d - radius)/width)**2/2 + bessel
 
@@ -110,8 +110,8 @@ class Rings(_RingMixture):
 # %% ../nbs/course/01_toys.ipynb #7b447e3c
 @patch
 def smoothed(self:Toy,
-    sigma:float, # Standard deviation of the normal noise; 0 for none
-) -> Toy: # The exact distribution of the points with noise on them
+    sigma:float, # Standard deviation of the noise; 0 for none
+) -> Toy: # The exact distribution
     "The toy after Gaussian smoothing: widths add in squares; `ValueError` if no formula is known"
     if self.width is None: raise ValueError(f'no formula is known for {self!r} with noise on it')
     toy = copy.copy(self)
@@ -137,7 +137,7 @@ def _rotate(points, angle):
 
 # %% ../nbs/course/01_toys.ipynb #99d956a9
 class Pinwheel(Toy):
-    "Curved arms: normal blobs, twisted by an angle proportional to the distance from the centre"
+    "Curved arms: normal blobs, twisted in proportion to the distance from the centre"
     def __init__(self,
         arms:int=5, # Number of arms
         twist:float=4., # Radians per unit of distance
@@ -170,8 +170,8 @@ def _log_prob(self:Pinwheel, x):
 TOYS = {'narrow_modes': NarrowModes, 'rings': Rings, 'olympics': Olympics, 'pinwheel': Pinwheel}
 
 def load_toy(
-    name:str, # One of `TOYS`: 'narrow_modes', 'rings', 'olympics', 'pinwheel'
-    **options, # Passed to its class: `width` for all, and what else it knows
+    name:str, # One of `TOYS`
+    **options, # Of its class, such as `width`
 ) -> Toy:
-    "A toy density by name; raises `ValueError` if there is none of that name"
+    "A toy density by name"
     return TOYS[check_one_of(name, 'name', TOYS)](**options)
