@@ -15,6 +15,7 @@ import sys
 import time
 from importlib.resources import files
 from json import dumps as to_json
+from json import loads as from_json
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -420,6 +421,7 @@ def _write_card(sm, folders, out):
 def lab(
     out:str='distsmooth-notebooks', # Folder for a copy of the notebooks
     open:bool=True, # Open them in JupyterLab
+    solutions:bool=True, # With the folded answers of the exercises; false for a class
 ):
     "Copy the notebooks to a folder, where nothing is written over, and open them"
     folder = _folder(out)
@@ -427,12 +429,18 @@ def lab(
     for p in new:
         to = folder/p.relative_to(_notebooks())
         to.parent.mkdir(parents=True, exist_ok=True)
-        if not to.exists(): shutil.copyfile(p, to)
+        if not to.exists(): _copy_notebook(p, to, solutions)
     print(f'the notebooks are in {folder}: begin with {folder/"index.ipynb"}')
     if not open: return
     from importlib.util import find_spec
     if not find_spec('jupyterlab'): raise RuntimeError("JupyterLab is not installed: pip install 'distsmooth[lab]'")
     subprocess.run([sys.executable, '-m', 'jupyterlab', str(folder/'index.ipynb')], check=True)
+
+def _copy_notebook(p, to, solutions):
+    if solutions or p.suffix != '.ipynb': return shutil.copyfile(p, to)
+    from distsmooth.exercises import without_solutions
+    nb = without_solutions(from_json(p.read_text(encoding='utf8')))
+    to.write_text(to_json(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf8')
 
 def _notebooks():
     "Where the notebooks are: in the package, or beside it in a clone"

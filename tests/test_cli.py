@@ -314,6 +314,18 @@ def test_lab_copies_the_notebooks_once(tmp_path, capsys):
     main(['lab', '--out', str(tmp_path/'n'), '--open', 'false'])
     assert (tmp_path/'n'/'index.ipynb').read_text() == 'mine'
 
+def test_lab_without_solutions(tmp_path):
+    "A class gets the questions; the outputs, and all that is not folded, stay"
+    main(['lab', '--out', str(tmp_path/'n'), '--open', 'false', '--solutions', 'false'])
+    copied = sorted((tmp_path/'n').rglob('*.ipynb'))
+    assert len(copied) > 20
+    for p in copied:
+        new, old = (json.loads((d/p.relative_to(tmp_path/'n')).read_text(encoding='utf8')) for d in (tmp_path/'n', cli._notebooks()))
+        assert '<details>' not in ''.join(''.join(c['source']) for c in new['cells'] if c['cell_type'] == 'markdown')
+        assert [c for c in new['cells'] if c['cell_type'] == 'code'] == [c for c in old['cells'] if c['cell_type'] == 'code']
+    sheet = (tmp_path/'n'/'engine'/'exercises.ipynb').read_text(encoding='utf8')
+    assert 'Variances' not in sheet.split('## What to keep')[0] and 'What is the density of the *smoothed* data' in sheet
+
 def test_completion(capsys):
     pytest.importorskip('shtab')
     main(['completion', '--shell', 'bash'])

@@ -113,7 +113,7 @@ def test_notebook_carries_outputs_and_no_errors(path):
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids)
 
-TEXTS = [ROOT/name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')] + sorted((ROOT/'distsmooth').rglob('README.md'))
+TEXTS = [ROOT/name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'TEACHING.md')] + sorted((ROOT/'distsmooth').rglob('README.md'))
 
 def prose(path):
     "Markdown of a file, or of the markdown cells of a notebook"
