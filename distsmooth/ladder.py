@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from .autoregressive import Autoregressive
-from .checks import check_number, check_one_of, check_sigma, check_sigma_range, check_tensor
+from .checks import check_number, check_one_of, check_sigma, check_sigma_range
+from .checks import check_tensor
 from .denoising import single_step
 from .made import MADE
 from .smoothing import GaussianKernel
@@ -31,7 +32,7 @@ def geometric(
     places = [i/(n - 1) for i in range(n)] if n > 1 else [.5]
     return [high*(low/high)**place for place in places]
 
-def _gap(high, low): return (high - low)*(high + low)  # variance of the noise between two noise levels
+def _gap(high, low): return (high - low)*(high + low)  # variance of the noise between the two
 
 # %% ../nbs/course/16_ladder.ipynb #ef2b13fd
 NO_NOISE = 1/255  # half the width of an 8-bit level: far less noise than that is as good as none
@@ -42,8 +43,9 @@ def rung_context(
     high, # Their noise level, or (B,) of them
     low, # Noise level of the lower end, or (B,) of them; 0 for clean images
 ) -> torch.Tensor: # (B, C+2, H, W)
-    "What a rung's network is told: the image above, and the two ends as planes, 0 for no noise and 1 for `sigma=1`"
-    ends = [torch.as_tensor(s, dtype=x_high.dtype, device=x_high.device).reshape(-1, 1, 1, 1) for s in (high, low)]
+    "What a rung's network is told: the image above, and two planes, 0 for no noise, 1 for `sigma=1`"
+    as_plane = lambda s: torch.as_tensor(s, dtype=x_high.dtype, device=x_high.device)
+    ends = [as_plane(s).reshape(-1, 1, 1, 1) for s in (high, low)]
     planes = [(s/NO_NOISE).asinh()/_UNIT + torch.zeros_like(x_high[:, :1]) for s in ends]
     return torch.cat([x_high, *planes], 1)
 
@@ -108,17 +110,18 @@ def rung_objective(
 
 # %% ../nbs/course/16_ladder.ipynb #5dc3845f
 class Ladder(nn.Module):
-    "A model of the noisiest images, and one network for all the rungs from there down to clean ones"
+    "A model of the noisiest images, and one network for all rungs from there down to clean ones"
     def __init__(self,
         smooth:Autoregressive, # `p(x_1)`, of images at the first sigma
-        reverse:Autoregressive=None, # `p(x_low | x_high)`; told the ends if it has `context_channels` for them
+        reverse:Autoregressive=None, # `p(x_low | x_high)`; told the ends if `context_channels` allow
         sigmas=(.5,), # Noise levels, falling; none for a ladder of one rung, `smooth` alone
     ):
         super().__init__()
         self.smooth, self.reverse, self.sigmas = smooth, reverse, tuple(map(check_sigma, sigmas))
         self.levels = *self.sigmas, 0.
         self.ends = list(zip(self.levels, self.levels[1:]))
-        if not all(high > low for high, low in self.ends): raise ValueError(f'sigmas must fall, got {sigmas}')
+        if not all(high > low for high, low in self.ends):
+            raise ValueError(f'sigmas must fall, got {sigmas}')
         self.kernels = [GaussianKernel(math.sqrt(_gap(high, low))) for high, low in self.ends]
         self._check_reverse()
     def _check_reverse(self):
@@ -127,7 +130,8 @@ class Ladder(nn.Module):
         channels = (C, C + 2) if len(self.sigmas) < 2 else (C + 2,)
         found = net and (net.event_shape, net.context_channels)
         if found in [(self.smooth.event_shape, n) for n in channels]: return
-        raise ValueError(f'reverse must draw images {self.smooth.event_shape} with context_channels in {channels}, '
+        wanted = f'{self.smooth.event_shape} with context_channels in {channels}'
+        raise ValueError(f'reverse must draw images {wanted}, '
                          f'got {found}')
     def extra_repr(self): return f'sigmas={", ".join(f"{s:.3g}" for s in self.sigmas)}'
 
@@ -194,7 +198,7 @@ def _step_down(self:Ladder, path, score):
 @patch
 def sample(self:Ladder,
     n:int=None, # Samples; may be left out if `uniforms` are given
-    denoise:str='ladder', # The last rung: 'ladder', 'single_step', or None for images at the last sigma
+    denoise:str='ladder', # The last rung: 'ladder', 'single_step', or None: stay at the last sigma
     uniforms:list=None, # From `uniforms(n)`: the same uniforms give the same samples
     generator=None, # A `torch.Generator`, if `uniforms` are left out
     score:str='joint', # 'joint' or 'local', for the single step
@@ -203,9 +207,11 @@ def sample(self:Ladder,
     "Draw samples, rung by rung"
     check_one_of(denoise, 'denoise', LADDER_WAYS)
     if self.reverse is None and self.sigmas and denoise == 'ladder':
-        raise ValueError("denoise='ladder' needs a reverse network and there is none: use 'single_step'")
-    if uniforms is None: uniforms = self.uniforms(check_number(n, 'n', '[1, inf)', whole=True), generator)
-    path = list(self.descend(uniforms if denoise == 'ladder' else uniforms[:max(len(self.sigmas), 1)], **options))
+        raise ValueError("denoise='ladder' needs a reverse network: there is none, use 'single_step'")
+    n = n if uniforms is not None else check_number(n, 'n', '[1, inf)', whole=True)
+    if uniforms is None: uniforms = self.uniforms(n, generator)
+    rungs = None if denoise == 'ladder' else max(len(self.sigmas), 1)
+    path = list(self.descend(uniforms[:rungs], **options))
     return self._step_down(path, score) if denoise == 'single_step' else path[-1]
 
 # %% ../nbs/course/16_ladder.ipynb #37600613
@@ -224,7 +230,7 @@ def log_weight(self:Ladder,
     x:torch.Tensor, # (B, C, H, W) clean images
     noisy:list, # From `climb(x)`
 ) -> torch.Tensor: # (B,) nats
-    "`log p(x_1) + sum log p(x_low | x_high) - log q(x_high | x_low)`: `exp` of it averages `p(x)` over climbs"
+    "`log p(x_1) + sum log p(x_low | x_high) - log q(x_high | x_low)`: its `exp` averages to `p(x)`"
     path = [*noisy, x]
     nats = self.top().log_prob(path[0])
     for k, (high, low) in enumerate(zip(path, path[1:])):
@@ -239,8 +245,9 @@ def iwae(self:Ladder,
     k:int, # Climbs the bound is made of
     generator=None, # A `torch.Generator`
 ) -> torch.Tensor: # (B,) nats
-    "A lower bound of `log p(x)` of the whole ladder: the log of the mean of `k` weights (Burda et al. 2016)"
-    check_number(k, 'k', '[1, inf)', whole=True), check_tensor(x, 'x', 'B', *self.smooth.event_shape)
+    "A lower bound of `log p(x)` of the ladder: the log of a mean of `k` weights (Burda et al. 2016)"
+    check_number(k, 'k', '[1, inf)', whole=True)
+    check_tensor(x, 'x', 'B', *self.smooth.event_shape)
     weights = [self.log_weight(x, self.climb(x, generator)) for _ in range(k)]
     return torch.stack(weights).logsumexp(0) - math.log(k)
 
