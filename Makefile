@@ -2,10 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab readme book digits classifier box clean
+.PHONY: demo play kernels test lab readme book digits classifier box clean
 
 demo: .venv/.installed          ## draw 16 digits with the model in the box
 	$(BIN)/distsmooth demo --out out --n 16
+
+play: .venv/.installed          ## write the playground as one file, out/play.html
+	$(BIN)/distsmooth play --out out
+
+kernels: .venv/.installed       ## compile the page's kernel anew, with the compiler that npm fetches
+	$(BIN)/python -c 'from distsmooth.engine.page import build_kernels; build_kernels()'
 
 test: .venv/.dev                ## everything that must hold
 	$(BIN)/python scripts/check.py

@@ -35,7 +35,7 @@ setuptools.setup(
         "Operating System :: OS Independent", *[f"Programming Language :: Python :: {v}" for v in ("3", "3.11", "3.12", "3.13")],
         "Topic :: Scientific/Engineering :: Artificial Intelligence", "Topic :: Scientific/Engineering :: Image Processing", "Typing :: Typed",
     ],
-    packages=[lib, f"{lib}.engine"], package_data={lib: ["*.npz", "pretrained/**/*", "recipes/*.yaml", "py.typed"]}, cmdclass={"build_py": WithNotebooks},
+    packages=[lib, f"{lib}.engine"], package_data={lib: ["*.npz", "pretrained/**/*", "recipes/*.yaml", "engine/page_files/*", "py.typed"]}, cmdclass={"build_py": WithNotebooks},
     install_requires=words("requirements"), extras_require={k[:-len("_requirements")]: words(k) for k in cfg if k.endswith("_requirements")},
     python_requires=">="+cfg["min_python"], long_description=long_description(), long_description_content_type="text/markdown",
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{lib}={lib}._modidx:d"]},

@@ -1,7 +1,7 @@
 __version__ = "0.2.0"
 
 # What most people need, imported when it is asked for: `from distsmooth import SmoothedModel`
-_HOME = {'SmoothedModel': 'pipeline', 'load_dataset': 'data', 'single_step': 'denoising'}
+_HOME = {'SmoothedModel': 'pipeline', 'load_dataset': 'data', 'single_step': 'denoising', 'playground': 'engine.page'}
 __all__ = [*_HOME]
 
 def __getattr__(name):

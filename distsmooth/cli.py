@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNT', 'SEED', 'RECIPES', 'COMMANDS', 'AGAIN', 'ABOUT', 'stages', 'demo', 'sampling', 'training', 'evaluate',
-           'study', 'train', 'sample', 'denoise', 'import_', 'pack', 'lab', 'completion', 'main']
+           'study', 'train', 'sample', 'denoise', 'import_', 'pack', 'play', 'lab', 'completion', 'main']
 
 # %% ../nbs/engine/cli.ipynb #5671bea7
 import math
@@ -417,6 +417,20 @@ def _write_card(sm, folders, out):
     if card.exists() and not any(s in card.read_text(encoding='utf8') for s in ours): return
     write_whole(card, lambda f: f.write(text.encode()))
 
+# %% ../nbs/engine/cli.ipynb #cliplay02
+def play(
+    out:str='out', # Folder for `play.html`
+    model:str='digits', # A bundled name, a folder, or a hub id
+    seed:int=0, # Of the digits that the page begins with
+):
+    "Write the playground as one page: a knob for the noise, and digits that follow it, without Python"
+    _check(seed=(seed, SEED))
+    folder = _folder(out)
+    from distsmooth.engine.page import write_page
+    from distsmooth.pipeline import SmoothedModel
+    path = write_page(folder, SmoothedModel.from_pretrained(model), seed=seed)
+    print(f'wrote {path}, {path.stat().st_size/1e6:.1f} MB\nnext: open it in a browser')
+
 # %% ../nbs/engine/cli.ipynb #60f4f5ff
 def lab(
     out:str='distsmooth-notebooks', # Folder for a copy of the notebooks
@@ -455,7 +469,7 @@ def completion(
 
 # %% ../nbs/engine/cli.ipynb #d9d89618
 COMMANDS = {
-    'demo': demo, 'train': train, 'sample': sample, 'denoise': denoise, 'import': import_, 'pack': pack,
+    'demo': demo, 'play': play, 'train': train, 'sample': sample, 'denoise': denoise, 'import': import_, 'pack': pack,
     'evaluate': evaluate, 'study': study, 'bench': {'sampling': sampling, 'training': training},
     'lab': lab, 'completion': completion,
 }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 import pytest
+import yaml
 import distsmooth
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,7 +141,23 @@ def words(path): return sum(len(''.join(c['source']).split()) for c in json.load
 def test_the_course_can_be_read_in_the_time_it_names():
     "At most an hour a notebook"
     course = {p.stem: words(p) for p in (ROOT/'nbs'/'course').glob('*.ipynb')}
-    assert max(course.values()) <= 6000 and sum(course.values()) <= 70_000, course
+    assert max(course.values()) <= 6000 and sum(course.values()) <= 60_000, course
+
+def path_words(path):
+    "Words of the sections that are not marked as deeper"
+    cells = json.loads(path.read_text())['cells']
+    sections = re.split(r'(?m)^(?=## )', '\n'.join(''.join(c['source']) for c in cells))
+    return sum(len(s.split()) for s in sections if not s.startswith('## Deeper'))
+
+def test_three_hours_are_three_hours():
+    "The path in the sidebar: 100 words a minute, as each notebook says itself"
+    on = [i for section in yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text())['website']['sidebar']['contents'] if isinstance(section, dict)
+          for i in section['contents'] if isinstance(i, dict) and i.get('path')]
+    read = {i['href']: path_words(ROOT/'nbs'/i['href']) for i in on}
+    assert len(on) >= 10 and sum(read.values()) <= 18_000 and sum(i['minutes'] for i in on) <= 180, read
+    for i in on:
+        opening = (ROOT/'nbs'/i['href']).read_text()[:4000]
+        assert f"{i['minutes']} minutes" in opening and abs(i['minutes'] - read[i['href']]/100) <= 3, (i, read[i['href']])
 
 def test_repository_has_no_large_files():
     files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
