@@ -14,7 +14,6 @@ from functools import partial
 
 # %% ../nbs/engine/exercises.ipynb #0a1d661f
 import torch
-from torch import nn
 from .checks import check_number
 from .denoising import single_step
 from .logistic import DiscretizedLogisticMixture

@@ -43,7 +43,8 @@ def check_exportable(
     "A `ValueError` unless the page can draw from this model"
     for part, net in sm.named_children():
         if type(net) is not PixelCNNpp or net.n_classes:
-            raise ValueError(f'{part} must be a PixelCNNpp without labels to be drawn by the page, got {net.extra_repr()}')
+            raise ValueError(f'{part} must be a PixelCNNpp without labels, for the page to draw it, '
+                             f'got {net.extra_repr()}')
 
 # %% ../../nbs/engine/page.ipynb #pag00010
 def _stored(name, w, dtype):
@@ -103,7 +104,8 @@ def pack_weights(
 
 # %% ../../nbs/engine/page.ipynb #pag00019
 COMPILER = 'assemblyscript@0.28.20'
-KERNELS = {'simd': '--enable simd', 'relaxed': '--enable simd --enable relaxed-simd'}  # name in sampler.js, and the compiler's flags
+# Name in sampler.js, and the compiler's flags
+KERNELS = {'simd': '--enable simd', 'relaxed': '--enable simd --enable relaxed-simd'}
 
 def kernels(
     text:str=None, # Of sampler.js; that of the package if left out
@@ -121,7 +123,8 @@ def compile_kernels(
         how = '-O3 --noAssert --runtime stub --initialMemory 1'.split() + flags.split()
         source = (Path(folder)/'kernel.ts')
         source.write_bytes((FILES/'kernel.ts').read_bytes())
-        subprocess.run([*asc, str(source), '--outFile', f'{folder}/kernel.wasm', *how], check=True, cwd=compiler or folder)
+        command = [*asc, str(source), '--outFile', f'{folder}/kernel.wasm', *how]
+        subprocess.run(command, check=True, cwd=compiler or folder)
         return (Path(folder)/'kernel.wasm').read_bytes()
     with tempfile.TemporaryDirectory() as folder: return {name: built(flags, folder) for name, flags in KERNELS.items()}
 
@@ -154,7 +157,8 @@ def _about(sm, parts, kernel):
 def _state(sm, parts, kernel='page', seed=0):
     "What the knobs begin with"
     about = _about(sm, parts, kernel)
-    return dict(about=about, clean=_bytes(_clean(sm)), sigma=sm.kernel.sigma, temperature=1., seed=seed, transform='choice')
+    return dict(about=about, clean=_bytes(_clean(sm)), sigma=sm.kernel.sigma, temperature=1., seed=seed,
+                transform='choice')
 
 # %% ../../nbs/engine/page.ipynb #pag00024
 class KernelSampler:
@@ -188,7 +192,8 @@ class KernelSampler:
         one = {k: v[image:image+1] if k == 'context' else v for k, v in dist.conditions.items()}
         mix = dist.model.dist(**one).mixture(x[image:image+1]).tempered(temperature)
         at, loc, values = (0, slice(None), row, column), mix.means[:, 0], x[image, :, row, column]
-        return dict(discretized=dist.model.head == 'discretized', weights=mix.logits.exp()[at].tolist(), means=loc[at].tolist(),
+        return dict(discretized=dist.model.head == 'discretized',
+                    weights=mix.logits.exp()[at].tolist(), means=loc[at].tolist(),
                     scales=mix.log_scales[:, 0].exp()[at].tolist(), values=values.tolist(),
                     uniforms=u[image, :, row, column].tolist())
 
@@ -204,7 +209,8 @@ class _Answers:
     def __call__(self, widget, message, buffers):
         try: value, extra = getattr(self, message['kind'])(message, buffers)
         except Exception as e:  # the page says what went wrong
-            return self.send(dict(id=message['id'], error=str(e), name='RangeError' if isinstance(e, ValueError) else 'Error'))
+            name = 'RangeError' if isinstance(e, ValueError) else 'Error'
+            return self.send(dict(id=message['id'], error=str(e), name=name))
         self.send(dict(id=message['id'], value=value), extra)
     def draw(self, message, buffers):
         C, H, W = self.sampler.sm.smooth.event_shape
