@@ -43,7 +43,7 @@ def rung_context(
     high, # Their noise level, or (B,) of them
     low, # Noise level of the lower end, or (B,) of them; 0 for clean images
 ) -> torch.Tensor: # (B, C+2, H, W)
-    "What a rung's network is told: the image above, and two planes: 0 for no noise, 1 for 1"
+    "What a rung's network is told: the image above, and two planes: 0 for no noise, 1 at `sigma=1`"
     as_plane = lambda s: torch.as_tensor(s, dtype=x_high.dtype, device=x_high.device)
     ends = [as_plane(s).reshape(-1, 1, 1, 1) for s in (high, low)]
     planes = [(s/NO_NOISE).asinh()/_UNIT + torch.zeros_like(x_high[:, :1]) for s in ends]
@@ -113,7 +113,7 @@ class Ladder(nn.Module):
     "A model of the noisiest images, and one network for all rungs from there down to clean ones"
     def __init__(self,
         smooth:Autoregressive, # `p(x_1)`, of images at the first sigma
-        reverse:Autoregressive=None, # `p(x_low | x_high)`; told the ends if it can be
+        reverse:Autoregressive=None, # `p(x_low | x_high)`; told its ends by `context_channels`
         sigmas=(.5,), # Noise levels, falling; none for a ladder of one rung, `smooth` alone
     ):
         super().__init__()
@@ -207,7 +207,7 @@ def sample(self:Ladder,
     "Draw samples, rung by rung"
     check_one_of(denoise, 'denoise', LADDER_WAYS)
     if self.reverse is None and self.sigmas and denoise == 'ladder':
-        raise ValueError("denoise='ladder' needs a reverse network: use 'single_step'")
+        raise ValueError("denoise='ladder' needs a reverse network: none here, use 'single_step'")
     n = n if uniforms is not None else check_number(n, 'n', '[1, inf)', whole=True)
     if uniforms is None: uniforms = self.uniforms(n, generator)
     rungs = None if denoise == 'ladder' else max(len(self.sigmas), 1)
@@ -245,7 +245,7 @@ def iwae(self:Ladder,
     k:int, # Climbs the bound is made of
     generator=None, # A `torch.Generator`
 ) -> torch.Tensor: # (B,) nats
-    "A lower bound of `log p(x)`: the log of a mean of `k` weights (Burda et al. 2016)"
+    "A lower bound of `log p(x)` of the ladder: log of a mean of `k` weights (Burda et al. 2016)"
     check_number(k, 'k', '[1, inf)', whole=True)
     check_tensor(x, 'x', 'B', *self.smooth.event_shape)
     weights = [self.log_weight(x, self.climb(x, generator)) for _ in range(k)]
