@@ -176,6 +176,7 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
+  root.dataset.lmSuppressShortcuts = 'true'; // or JupyterLab takes the arrow keys for its own
   root.setAttribute('data-lm-suppress-shortcuts', 'true');  // or JupyterLab takes the arrow keys for itself
   root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
   root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
