@@ -176,8 +176,13 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
-  root.dataset.lmSuppressShortcuts = 'true'; // or JupyterLab takes the arrow keys for its own
   root.setAttribute('data-lm-suppress-shortcuts', 'true');  // or JupyterLab takes the arrow keys for itself
+  root.addEventListener('keydown', event => {  // JupyterLab takes the arrows of a slider even so: give them back
+    const by = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key], knob = event.target;
+    if (!event.defaultPrevented || !by || knob.type !== 'range') return;
+    knob[by > 0 ? 'stepUp' : 'stepDown']();
+    knob.dispatchEvent(new Event('input', {bubbles: true}));
+  });
   root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
   root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
   const id = `ds${Math.random().toString(36).slice(2, 8)}`;  // several playgrounds may stand in one notebook
