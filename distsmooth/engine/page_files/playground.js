@@ -155,15 +155,19 @@ const NOISE = {  // a number in (0, 1) as noise of standard deviation 1, by the 
 };
 
 // A sampler that sends the work to the Python kernel, for networks that cannot be exported
+let ports = 0;
 function kernelPort(model) {
+  const channel = ports++;  // all ports hear all answers: each takes its own
   const port = {
-    postMessage({options: {uniforms = [], known = [], mask, ...options} = {}, ...message}) {
+    postMessage({id, options: {uniforms = [], known = [], mask, ...options} = {}, ...message}) {
       const arrays = [...uniforms, ...known, ...(mask ? [Float32Array.from(mask)] : [])];
-      model.send({...message, options, counts: [uniforms.length, known.length, mask ? 1 : 0]}, undefined, arrays.map(a => a.buffer));
+      model.send({...message, id: [channel, id], options, counts: [uniforms.length, known.length, mask ? 1 : 0]}, undefined, arrays.map(a => a.buffer));
     },
     close() {},
   };
-  model.on('msg:custom', (message, [buffer]) => {
+  model.on('msg:custom', ({id: [whose, id], ...answer}, [buffer]) => {
+    if (whose !== channel) return;
+    const message = {...answer, id};
     const values = buffer && new Float32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
     port.onmessage({data: message.item ? {...message, item: {...message.item, values}} : {...message, value: values ?? message.value}});
   });
@@ -176,13 +180,7 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
-  root.setAttribute('data-lm-suppress-shortcuts', 'true');  // or JupyterLab takes the arrow keys for itself
-  root.addEventListener('keydown', event => {  // JupyterLab takes the arrows of a slider even so: give them back
-    const by = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key], knob = event.target;
-    if (!event.defaultPrevented || !by || knob.type !== 'range') return;
-    knob[by > 0 ? 'stepUp' : 'stepDown']();
-    knob.dispatchEvent(new Event('input', {bubbles: true}));
-  });
+  root.setAttribute('data-lm-suppress-shortcuts', 'true');  // no shortcuts of JupyterLab here
   root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
   root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
   const id = `ds${Math.random().toString(36).slice(2, 8)}`;  // several playgrounds may stand in one notebook
