@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .checks import as_generator, check_each, check_given, check_images, check_number
-from .checks import check_one_of, check_options, check_sigma, check_tensor
+from .checks import check_one_of, check_options, check_sigma, check_tensor, hides_values
 from .logistic import (TRANSFORMS, DiscretizedLogisticMixture, LogisticMixture,
                                  check_levels, n_params)
 from .registry import faster
@@ -119,6 +119,7 @@ def check_defined(
     model,
 ) -> torch.Tensor: # `x`
     "`x`; a `FloatingPointError` if it holds NaN"
+    if hides_values(x): return x
     bad = x.isnan().flatten(1).any(1) if x.ndim > 1 else x.isnan()
     if not bad.any(): return x
     weights = model.named_parameters() if isinstance(model, nn.Module) else ()

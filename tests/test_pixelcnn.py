@@ -352,8 +352,7 @@ def test_density_of_a_silenced_model_is_that_of_independent_logistics():
 def test_log_prob_is_differentiable_in_x(config):
     model = build(**{'n_resnet': 2, 'n_mix': 2, **config})
     cond = dict(context=noise(1, 1, 8, 8, seed=2)) if config.get('context_channels') else {}
-    x = .3*noise(1, model.channels, 8, 8)
-    x = x.clamp(-.9, .9).requires_grad_()
+    x = quantize((.3*noise(1, model.channels, 8, 8)).clamp(-.9, .9)).requires_grad_()
     g, = torch.autograd.grad(model.log_prob(x, **cond).sum(), x)
     d, eps = noise(*x.shape, seed=5), 1e-6
     with torch.no_grad(): slope = (model.log_prob(x + eps*d, **cond) - model.log_prob(x - eps*d, **cond))/(2*eps)
@@ -364,7 +363,7 @@ def test_transforms_of_functions(config):
     "`torch.func` goes through the plain network, and agrees with autograd"
     model = build(**{'size': 4, 'n_mix': 2, **config})
     cond = dict(context=noise(3, 1, 4, 4, seed=2), label=1, sigma=.3) if config.get('n_classes') else {}
-    x, v = (.3*noise(3, model.channels, 4, 4)).clamp(-1, 1), noise(3, model.channels, 4, 4, seed=3)
+    x, v = quantize(.3*noise(3, model.channels, 4, 4)), noise(3, model.channels, 4, 4, seed=3)
     score, f = model.dist(**cond).score(x), lambda x: model.log_prob(x, **cond)
     with plain():
         assert_close(grad(lambda x: f(x).sum())(x), score)
@@ -377,7 +376,7 @@ def test_transforms_of_functions(config):
 def test_one_image_at_a_time_by_vmap(config):
     "`vmap` over images, and over their conditions, is the batch; so is a gradient for each; a wrong shape is still refused"
     model = build(**{'size': 4, 'n_mix': 2, **config})
-    x = (.3*noise(3, model.channels, 4, 4)).clamp(-1, 1)
+    x = quantize(.3*noise(3, model.channels, 4, 4))
     told = bool(config.get('n_classes'))
     cond = (noise(3, 1, 4, 4, seed=2), torch.tensor([0, 1, 1]), torch.tensor([.1, .3, 1.], dtype=torch.float64)) if told else ()
     one = lambda f: lambda x, *cond: f(x[None], *(c[None] for c in cond))
@@ -440,7 +439,7 @@ def test_save_and_load(config, tmp_path):
     model.save_pretrained(tmp_path)
     again = PixelCNNpp.from_pretrained(tmp_path)
     assert not again.training and repr(again) == repr(model)
-    x = torch.rand(2, model.channels, *model.size)
+    x = quantize(torch.rand(2, model.channels, *model.size))
     assert again.sigma_range == model.sigma_range and (again.sigma_range is None or type(again.sigma_range) is tuple)
     cond = dict(context=x, label=torch.tensor([0, 2])) if config.get('n_classes') else dict(sigma=.3) if config.get('sigma_range') else {}
     assert torch.equal(again(x, **cond), model(x, **cond)) and torch.equal(again.log_prob(x, **cond), model.log_prob(x, **cond))
