@@ -61,7 +61,7 @@ const MARKUP = `
 <h3>What was this pixel drawn from?</h3>
 <div class="mixture"><p class="what" aria-live="polite">Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p><div class="plot"></div></div>
 <h3>Finish what I began</h3>
-<p>Draw the upper half of a digit. The lower half is drawn four times: by way of noise, and without it.</p>
+<p>Draw the upper half of a digit. The lower half is drawn four times: by way of noise<span class="without">, and without it</span>.</p>
 <div class="complete"><div><div class="pad"><canvas tabindex="0" role="img" aria-label="drawing pad, upper half: arrow keys move the pen, Space puts ink, Backspace takes it away"></canvas><div class="cursor" hidden></div><div class="below">the network's half</div></div>
 <div class="row"><button type="button" class="example">a real half</button><button type="button" class="clear">clear</button></div></div>
 <div class="results"><figure class="detour"><figcaption><b>with the detour</b>: your half is made noisy, completed, and cleaned</figcaption><div class="strip"><canvas role="img"></canvas></div></figure>
@@ -85,7 +85,7 @@ function makeStrip(figure, shape) {
     const pixels = context.createImageData(W, 1);
     for (let b = 0; b < strip.n; b++) {
       for (let j = 0; j < W; j++) for (let c = 0; c < 4; c++)
-        pixels.data[4*j + c] = c === 3 ? 255 : (values[(b*C + (C === 3 ? c : 0))*W + j] + 1)*127.5 + .5;
+        pixels.data[4*j + c] = c === 3 ? 255 : (values[(b*C + (C === 3 ? c : 0))*W + j] + 1)*127.5;  // rounded there
       context.putImageData(pixels, b*(W + GAP), row);
     }
   };
@@ -155,22 +155,22 @@ const NOISE = {  // a number in (0, 1) as noise of standard deviation 1, by the 
 };
 
 // A sampler that sends the work to the Python kernel, for networks that cannot be exported
-let ports = 0;
 function kernelPort(model) {
-  const channel = ports++;  // all ports hear all answers: each takes its own
+  const channel = Math.random().toString(36).slice(2);  // all ports hear all answers: each takes its own
   const port = {
     postMessage({id, options: {uniforms = [], known = [], mask, ...options} = {}, ...message}) {
       const arrays = [...uniforms, ...known, ...(mask ? [Float32Array.from(mask)] : [])];
       model.send({...message, id: [channel, id], options, counts: [uniforms.length, known.length, mask ? 1 : 0]}, undefined, arrays.map(a => a.buffer));
     },
-    close() {},
+    close() { port.postMessage({id: 0, kind: 'close'}); model.off('msg:custom', hear); },
   };
-  model.on('msg:custom', ({id: [whose, id], ...answer}, [buffer]) => {
+  const hear = ({id: [whose, id], ...answer}, [buffer]) => {
     if (whose !== channel) return;
     const message = {...answer, id};
     const values = buffer && new Float32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
     port.onmessage({data: message.item ? {...message, item: {...message.item, values}} : {...message, value: values ?? message.value}});
-  });
+  };
+  model.on('msg:custom', hear);
   return port;
 }
 
@@ -180,19 +180,20 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
-  root.setAttribute('data-lm-suppress-shortcuts', 'true');  // no shortcuts of JupyterLab here
   root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
   root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
   const id = `ds${Math.random().toString(36).slice(2, 8)}`;  // several playgrounds may stand in one notebook
   for (const e of root.querySelectorAll('[id^=ds-]')) e.id = e.id.replace('ds', id);
   for (const e of root.querySelectorAll('[for^=ds-]')) e.setAttribute('for', e.getAttribute('for').replace('ds', id));
   for (const e of root.querySelectorAll('[name^=ds-]')) e.name = e.name.replace('ds', id);
+  // JupyterLab's shortcuts are for what has the focus, and come first: each of these keeps its own keys
+  for (const e of root.querySelectorAll('input, button, [tabindex]')) e.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.append(root);
 
   const strips = Object.fromEntries(['clean', 'smooth', 'reverse', 'detour', 'direct'].map(name => [name, makeStrip($(`.${name}`), shape)]));
   const two = about.denoise, direct = 'raw' in about.parts;
   $('figure.reverse').hidden = !two;
-  $('figure.direct').hidden = !direct;
+  $('figure.direct').hidden = $('.without').hidden = !direct;
   for (const e of [$('.complete'), $('.complete').previousElementSibling, $('.complete').previousElementSibling.previousElementSibling]) e.hidden = !two;
   const clean = bytesIn(model.get('clean')), digits = clean.length/dims;
   const digit = i => Float32Array.from(clean.subarray((i % digits)*dims, (i % digits + 1)*dims), v => v/127.5 - 1);
@@ -220,12 +221,12 @@ function render({model, el}) {
   const turn = (name, value) => { model.set(name, value); model.save_changes(); };
   for (const name of ['sigma', 'temperature']) knobs[name].addEventListener('input', () => turn(name, +knobs[name].value));
   knobs.seed.addEventListener('change', () => turn('seed', Math.min(Math.max(Math.round(+knobs.seed.value) || 0, 0), 2**32 - 1)));
-  $('.again').addEventListener('click', () => turn('seed', knob('seed') + 1));
+  $('.again').addEventListener('click', () => turn('seed', (knob('seed') + 1) % 2**32));
   radios.forEach(r => r.addEventListener('change', () => turn('transform', r.value)));
 
   // the digits
   let samplers = {}, state = 0, gone = false;
-  const sampler = which => samplers[which] ??= about.kernel === 'python' ? connect(samplers.port ??= kernelPort(model), null, about)
+  const sampler = which => samplers[which] ??= about.kernel === 'python' ? connect(kernelPort(model), null, about)
                                                                          : load(bytesIn(model.get('weights')));
   const status = text => { $('.status').textContent = text; };
   const showClean = () => {
@@ -238,6 +239,7 @@ function render({model, el}) {
     const mine = ++state, settings = {sigma: knob('sigma'), temperature: knob('temperature'), transform: knob('transform')};
     root.dataset.state = 'drawing';
     show(), showClean();
+    clearTimeout(timer), completing++, samplers.second?.then(s => s.cancel()).catch(() => {});  // it comes again, after these digits
     try {
       const s = await sampler('main');
       if (mine !== state || gone) return;
@@ -255,7 +257,7 @@ function render({model, el}) {
       status(`${n} digits at sigma ${settings.sigma.toFixed(2)}, drawn ${where} in ${((performance.now() - start)/1000).toFixed(1)} s`);
       root.dataset.state = 'ready';
       if (looking) look(looking.name, looking.where);
-      if (two && !completed) completeAgain(true);
+      if (two) completeAgain();
     } catch (error) {
       if (mine === state && error.name !== 'AbortError') status(`no digits: ${error.message}`);
     }
@@ -292,8 +294,9 @@ function render({model, el}) {
   const pad = makeStrip($('.pad'), shape), ink = new Float32Array(dims).fill(-1), half = H >> 1;
   pad.resize(1);
   pad.canvas.style.maxWidth = '';
-  let completed = false, completing = 0, pen = {image: 0, row: half >> 1, column: W >> 1}, stroke = null, examples = 0, timer = null;
+  let begun = false, completing = 0, pen = {image: 0, row: half >> 1, column: W >> 1}, stroke = null, examples = 0, timer = null;
   const put = (row, column, value) => {  // a soft dot
+    begun = true;
     for (let i = 0; i < half; i++) for (let j = 0; j < W; j++) {
       const d = Math.hypot(i + .5 - row, j + .5 - column), v = 1 - 2*Math.min(Math.max((d - .9)/1.1, 0), 1);
       for (let c = 0; c < C; c++) {
@@ -325,14 +328,13 @@ function render({model, el}) {
     if (event.key === ' ' || event.key === 'Backspace') { put(pen.row + .5, pen.column + .5, event.key === ' ' ? 1 : -1); soon(); }
   });
   pad.canvas.addEventListener('blur', () => { pad.cursor.hidden = true; });
-  const example = () => { ink.fill(-1); const d = digit(7*++examples); for (let q = 0; q < C; q++) ink.set(d.subarray(q*H*W, q*H*W + half*W), q*H*W); pad.images(ink); };
+  const example = () => { begun = true; ink.fill(-1); const d = digit(7*++examples); for (let q = 0; q < C; q++) ink.set(d.subarray(q*H*W, q*H*W + half*W), q*H*W); pad.images(ink); };
   $('.example').addEventListener('click', () => { example(); completeAgain(); });
-  $('.clear').addEventListener('click', () => { ink.fill(-1); pad.images(ink); soon(); });
+  $('.clear').addEventListener('click', () => { begun = true; ink.fill(-1); pad.images(ink); soon(); });
 
-  async function completeAgain(first = false) {
+  async function completeAgain() {
     const mine = ++completing, note = $('.complete .status'), sigma = knob('sigma'), count = 4;
-    completed = true;
-    if (first && digits) example();
+    if (digits && !begun) example();
     try {
       const s = await sampler('second');
       if (mine !== completing || gone) return;
@@ -360,12 +362,11 @@ function render({model, el}) {
   show(), showClean();
   if (still?.n >= n) for (const name of ['smooth', 'reverse']) if (still[name])
     strips[name].images(Float32Array.from(fromBase64(still[name]).subarray(0, n*dims), v => v/127.5 - 1));
-  const changed = () => { drawAll(); if (completed) { clearTimeout(timer); timer = setTimeout(completeAgain, 600); } };
-  for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.on(`change:${name}`, changed);
+  for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.on(`change:${name}`, drawAll);
   requestAnimationFrame(() => setTimeout(drawAll, 0));
   return () => {
     gone = true;
-    for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.off(`change:${name}`, changed);
+    for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.off(`change:${name}`, drawAll);
     for (const s of ['main', 'second']) samplers[s]?.then(s => s.close(), () => {});
   };
 }
