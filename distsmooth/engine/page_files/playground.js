@@ -7,20 +7,22 @@ const STYLE = `
 [data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {--ink: #1b1b1f; --soft: #5b5b66; --line: #c9c9d2; --paper: #fff; --box: #f4f4f7; --accent: #1f5fbf; --mark: #b3261e; color-scheme: light}
 [data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {--ink: #e8e8ee; --soft: #a9a9b6; --line: #4a4a55; --paper: #16161a; --box: #222228; --accent: #8ab4f8; --mark: #ff8a80; color-scheme: dark}
 .ds * {box-sizing: border-box}
-.ds h3 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
+.ds h2 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
 .ds p {margin: .3rem 0}
 .ds .soft {color: var(--soft); font-size: .9rem}
 .ds .knobs {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .6rem 1.5rem; background: var(--box); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; margin: .6rem 0}
 .ds .knobs .wide {grid-column: 1 / -1}
+.ds .first {position: sticky; top: 0; z-index: 1}
 .ds label, .ds legend {font-weight: 600}
 .ds output {font-variant-numeric: tabular-nums}
-.ds .ends {display: flex; align-items: center; gap: .6rem; color: var(--soft)}
+.ds .ends {display: flex; align-items: center; gap: .6rem; margin-top: .25rem; color: var(--soft)}
 .ds input[type=range] {flex: 1; width: 100%; min-width: 0; height: 1.8rem; accent-color: var(--accent); margin: 0}
 .ds input[type=number] {width: 6.5rem}
 .ds button, .ds input[type=number] {font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--soft); border-radius: .35rem; padding: .25rem .6rem; min-height: 2rem}
 .ds button {cursor: pointer}
 .ds fieldset {border: 0; padding: 0; margin: 0}
-.ds fieldset label {font-weight: 400; margin-right: 1rem; display: inline-block; padding: .15rem 0}
+.ds legend {padding: 0}
+.ds fieldset label {font-weight: 400; margin-right: 1rem; display: inline-flex; gap: .4rem; align-items: baseline; padding: .15rem 0}
 .ds :focus-visible {outline: 3px solid var(--accent); outline-offset: 2px}
 .ds figure {margin: .5rem 0}
 .ds figcaption {font-size: .92rem; margin-bottom: .15rem}
@@ -33,7 +35,7 @@ const STYLE = `
 .ds .ticks {position: relative; height: 1.4rem}
 .ds .ticks span {position: absolute; transform: translateX(-50%); white-space: nowrap}
 .ds .complete {display: grid; grid-template-columns: minmax(0, 14rem) minmax(0, 1fr); gap: .4rem 1.5rem}
-.ds .complete .results {max-width: 28rem}
+.ds .complete .results {max-width: 34rem}
 .ds .pad {position: relative; touch-action: none; max-width: 14rem}
 .ds .pad canvas {background: #000; cursor: crosshair; border: 1px solid var(--soft)}
 .ds .pad .below {position: absolute; inset: 50% 0 0 0; pointer-events: none; border-top: 2px dashed #ff5a4f; color: #fff; display: grid; place-items: center; font-size: .9rem}
@@ -43,9 +45,11 @@ const STYLE = `
 
 const MARKUP = `
 <p class="intro">A network draws digits <em>with noise on them</em>, pixel by pixel. A second network takes the noise away. Turn the knob: how much noise is best? Try both ends of it. Then choose <em>morph</em>, and turn it slowly.</p>
-<div class="knobs">
+<div class="knobs first">
   <div class="wide"><label for="ds-sigma">noise level sigma</label> <output for="ds-sigma"></output>
     <div class="ends"><span>sharp</span><input type="range" id="ds-sigma" step="0.05"><span>smooth</span></div></div>
+</div>
+<div class="knobs">
   <div><label for="ds-temperature">temperature</label> <output for="ds-temperature"></output>
     <div class="ends"><span>likely</span><input type="range" id="ds-temperature" min="0.5" max="1.2" step="0.05"><span>wild</span></div></div>
   <div><label for="ds-seed">seed</label><div class="row" style="margin: 0"><input type="number" id="ds-seed" min="0" max="4294967295" step="1"><button type="button" class="again">other digits</button></div></div>
@@ -58,9 +62,10 @@ const MARKUP = `
 <figure class="smooth"><figcaption><b>smoothed</b>: drawn by the first network, noise and all</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
 <figure class="reverse"><figcaption><b>two-step</b>: drawn by the second network, which looks at the row above</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
 <p class="soft">At the sharp end the first network draws nearly clean digits, and one wrong pixel leads the next ones astray. At the smooth end it is hard to go wrong, but little of the digit is left for the second network.</p>
-<h3>What was this pixel drawn from?</h3>
-<div class="mixture"><p class="what" aria-live="polite">Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p><div class="plot"></div></div>
-<h3>Finish what I began</h3>
+<h2>What was this pixel drawn from?</h2>
+<p>Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p>
+<div class="mixture"><p class="what"></p><div class="plot"></div></div>
+<h2>Finish what I began</h2>
 <p>Draw the upper half of a digit. The lower half is drawn four times: by way of noise<span class="without">, and without it</span>.</p>
 <div class="complete"><div><div class="pad"><canvas tabindex="0" role="img" aria-label="drawing pad, upper half: arrow keys move the pen, Space puts ink, Backspace takes it away"></canvas><div class="cursor" hidden></div><div class="below">the network's half</div></div>
 <div class="row"><button type="button" class="example">a real half</button><button type="button" class="clear">clear</button></div></div>
@@ -256,7 +261,7 @@ function render({model, el}) {
       const where = {python: 'by the Python kernel', plain: 'in plain JavaScript'}[s.about.kernel] ?? 'in this browser';
       status(`${n} digits at sigma ${settings.sigma.toFixed(2)}, drawn ${where} in ${((performance.now() - start)/1000).toFixed(1)} s`);
       root.dataset.state = 'ready';
-      if (looking) look(looking.name, looking.where);
+      look(looking.name, looking.where, 'off');
       if (two) completeAgain();
     } catch (error) {
       if (mine === state && error.name !== 'AbortError') status(`no digits: ${error.message}`);
@@ -264,19 +269,21 @@ function render({model, el}) {
   }
 
   // the mixture behind a pixel
-  let looking = null;
-  async function look(name, where) {
+  const center = {image: 0, row: H >> 1, column: W >> 1};
+  let looking = {name: 'smooth', where: center};
+  async function look(name, where, live = 'polite') {  // said aloud where it was asked for
     looking = {name, where};
     for (const other of ['smooth', 'reverse']) strips[other].cursor.hidden = other !== name;
     strips[name].mark(where);
     const s = await sampler('main'), m = await s.mixture({part: name, ...where});
     if (looking.where !== where) return;
     const spread = m?.discretized ? 1 + 1/255 : 1.2 + 2*knob('sigma');
+    $('.mixture .what').ariaLive = live;
     $('.mixture .what').textContent = m ? sayMixture(m, where, name === 'smooth' ? 'smoothed' : 'two-step') : 'This pixel is not drawn yet.';
     $('.mixture .plot').innerHTML = m ? drawMixture(m, [-spread, spread]) : '';
   }
   for (const name of ['smooth', 'reverse']) {
-    const {canvas} = strips[name], center = {image: 0, row: H >> 1, column: W >> 1};
+    const {canvas} = strips[name];
     const point = event => { const where = strips[name].find(event); if (where) look(name, where); };
     canvas.addEventListener('pointermove', point);
     canvas.addEventListener('pointerdown', point);
@@ -284,7 +291,7 @@ function render({model, el}) {
       const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
       if (!step) return;
       event.preventDefault();
-      const {image, row, column} = looking?.name === name ? looking.where : center, x = image*W + column + step[1];
+      const {image, row, column} = looking.name === name ? looking.where : center, x = image*W + column + step[1];
       const inside = Math.min(Math.max(x, 0), n*W - 1);
       look(name, {image: Math.floor(inside/W), row: Math.min(Math.max(row + step[0], 0), H - 1), column: inside % W});
     });
