@@ -164,8 +164,9 @@ def test_a_dead_widget_becomes_a_sentence():
     outputs = [new.new_output('display_data', {view: {}, 'text/plain': t}) for t in ('interactive(children=(...', 'rows: 0%| | 0/4 [00:00<?, ?it/s]')] + [new.new_output('stream', text='kept')]
     settled = pages.settled(outputs)
     assert [pages.text_of(o) for o in settled] == [pages.KNOB, 'kept']
-    assert 'make lab' in pages.shown(settled, 'engine/bench.ipynb', None)[0]['data']['text/html']
-    assert '"../play/play.html"' in pages.shown(settled, 'engine/bench.ipynb', 'play/play.html')[0]['data']['text/html']
+    html = lambda code: pages.shown(settled, code, 'engine/bench.ipynb')[0]['data']['text/html']
+    assert 'make lab' in html('live_slider(draw)') and 'href="../play/play.html"' in html('live_slider(draw)')
+    assert '<iframe' in html('playground()') and 'src="../play/play.html"' in html('playground()')
 
 def test_signatures_are_read_from_the_source(tmp_path):
     (tmp_path/'m.py').write_text('''"What it is"

@@ -1,11 +1,11 @@
 // The playground: knobs, digits that appear line by line, the mixture behind each pixel, and a half to be completed.
 // Joined behind sampler.js, whose `load`, `connect` and `fromBase64` it uses; an anywidget module, and the script of play.html.
 const STYLE = `
-.ds {--ink: #1b1b1f; --soft: #5b5b66; --line: #c9c9d2; --paper: #fff; --box: #f4f4f7; --accent: #1f5fbf; --mark: #b3261e;
-  color: var(--ink); background: var(--paper); font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; box-sizing: border-box; padding: .5rem; color-scheme: light}
-@media (prefers-color-scheme: dark) {.ds {--ink: #e8e8ee; --soft: #a9a9b6; --line: #4a4a55; --paper: #16161a; --box: #222228; --accent: #8ab4f8; --mark: #ff8a80; color-scheme: dark}}
-[data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {--ink: #1b1b1f; --soft: #5b5b66; --line: #c9c9d2; --paper: #fff; --box: #f4f4f7; --accent: #1f5fbf; --mark: #b3261e; color-scheme: light}
-[data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {--ink: #e8e8ee; --soft: #a9a9b6; --line: #4a4a55; --paper: #16161a; --box: #222228; --accent: #8ab4f8; --mark: #ff8a80; color-scheme: dark}
+.ds {--ink: light-dark(#1b1b1f, #e8e8ee); --soft: light-dark(#5b5b66, #a9a9b6); --line: light-dark(#c9c9d2, #4a4a55); --paper: light-dark(#fff, #16161a);
+  --box: light-dark(#f4f4f7, #222228); --accent: light-dark(#1f5fbf, #8ab4f8); --mark: light-dark(#b3261e, #ff8a80); color-scheme: light dark;
+  color: var(--ink); background: var(--paper); font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; box-sizing: border-box; padding: .5rem}
+[data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {color-scheme: light}
+[data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {color-scheme: dark}
 .ds * {box-sizing: border-box}
 .ds h2 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
 .ds p {margin: .3rem 0}
