@@ -79,6 +79,7 @@ const GAP = 2;
 function makeStrip(figure, shape) {
   const canvas = figure.querySelector('canvas'), context = canvas.getContext('2d'), [C, H, W] = shape, cursor = figure.querySelector('.cursor');
   const strip = {canvas, n: 0, cursor};
+  canvas.ariaLabel ??= figure.textContent;  // until there is more to be said
   strip.resize = n => {
     if (strip.n === n) return;
     strip.n = n;
@@ -239,7 +240,7 @@ function render({model, el}) {
     for (let b = 0; digits && b < n; b++) values.set(digit(knob('seed')*n + b), b*dims);
     if (digits) strips.clean.images(values);
   };
-  const describe = (name, text) => strips[name].canvas.setAttribute('aria-label', text);
+  const describe = (name, text) => { strips[name].canvas.ariaLabel = text; };
   async function drawAll() {
     const mine = ++state, settings = {sigma: knob('sigma'), temperature: knob('temperature'), transform: knob('transform')};
     root.dataset.state = 'drawing';
