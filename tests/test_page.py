@@ -19,7 +19,7 @@ from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.pipeline import SmoothedModel
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
-from test_browser import CHROMIUM, FLAGS, jupyterlab
+from test_browser import CHROMIUM, FLAGS
 
 sync_api = pytest.importorskip('playwright.sync_api')
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium) or CHROMIUM=/path/to/it")
@@ -398,43 +398,3 @@ def test_the_kernel_is_what_its_source_compiles_to():
     get = subprocess.run(['npx', '--yes', '-p', COMPILER, 'asc', '--version'], capture_output=True, text=True, timeout=300, cwd=os.path.dirname(__file__))
     if get.returncode: pytest.skip(f'npm could not fetch {COMPILER}')
     assert compile_kernels() == kernels()
-
-# in JupyterLab
-
-CELLS = ["from distsmooth import playground\nknobs = playground()\nknobs",
-         "import torch\nfrom distsmooth.conditional import StackedPixelCNNpp\nfrom distsmooth.pipeline import SmoothedModel\nfrom distsmooth.pixelcnn import PixelCNNpp\n"
-         "how = dict(size=8, n_filters=4, n_resnet=1, n_mix=2, dropout=0., sigma_range=(.2, .8))\n"
-         "playground(SmoothedModel(PixelCNNpp(**how), StackedPixelCNNpp(**how)).eval())"]
-
-@in_browser
-def test_the_same_widget_in_jupyterlab(browser, tmp_path):
-    "The bundled digits are drawn by the browser, a model that cannot be exported by the kernel; a key turns the knob"
-    pytest.importorskip('anywidget')
-    cell = lambda i, source: dict(cell_type='code', id=f'cell{i}', metadata={}, source=source, outputs=[], execution_count=None)
-    (tmp_path/'nbs').mkdir()
-    nb = dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3')), nbformat=4, nbformat_minor=5)
-    (tmp_path/'nbs'/'play.ipynb').write_text(json.dumps(nb))
-    with jupyterlab(tmp_path/'nbs', tmp_path) as address:
-        context = browser.new_context(viewport={'width': 1100, 'height': 3000})
-        page, outside = context.new_page(), []
-        page.set_default_timeout(120_000)
-        page.on('request', lambda r: outside.append(r.url) if not r.url.startswith((address, address.replace('http', 'ws'), 'data:', 'blob:')) else None)
-        page.goto(f'{address}/doc/tree/play.ipynb?reset', wait_until='domcontentloaded')
-        page.locator('.jp-Notebook').wait_for()
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        boxes = [page.locator('.ds').nth(i) for i in range(2)]
-        for box, where in zip(boxes, ('in this browser', 'by the Python kernel')):  # not earlier: each cell that runs takes the focus
-            sync_api.expect(box.locator('.status').first).to_contain_text(where)
-        for box in boxes:  # while the second sampler completes a half, and after it
-            strip, status, seen = box.locator('.reverse canvas'), box.locator('.status').first, []
-            for key, value in (('', '0.50'), ('ArrowRight', '0.55'), ('ArrowLeft', '0.50'), ('End', box.locator('input[type=range]').first.get_attribute('max'))):
-                if key: box.locator('input[type=range]').first.press(key)
-                sync_api.expect(status).to_contain_text(f'sigma {float(value):.2f}, drawn')
-                seen.append(strip.evaluate('c => c.toDataURL()'))
-                if key == 'ArrowRight': sync_api.expect(box.locator('.complete .status')).to_contain_text('completed at sigma 0.55')
-            assert seen[0] == seen[2] and len({*seen}) == 3
-            strip.press('ArrowDown')
-            sync_api.expect(box.locator('.mixture .what')).to_contain_text('two-step: drawn')
-        context.close()
-        assert not outside

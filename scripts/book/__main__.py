@@ -56,7 +56,7 @@ def build(work=ROOT/'_book', docs=ROOT/'_docs'):
     shutil.rmtree(work, ignore_errors=True)
     bare = pages.write(ROOT, work/'source')
     if bare: raise SystemExit(f'pictures without words (write "#| fig-alt: ..." into the cell): {bare}')
-    subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', '2', '-b', 'html', '-c', str(HERE), '-d', str(work/'doctrees'), str(work/'source'), str(made)], check=True)
+    subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(HERE), '-d', str(work/'doctrees'), str(work/'source'), str(made)], check=True)
     write_page((made/pages.PLAY).parent)
     finish(made)
     shutil.rmtree(docs, ignore_errors=True)
