@@ -326,6 +326,16 @@ def test_what_is_drawn_by_hand_is_completed(play):
     assert play.evaluate(half, '.pad') != drawn
 
 @in_browser
+def test_a_model_of_one_network_at_one_noise_level(open_page, tmp_path):
+    "What it cannot do is not shown"
+    write_page(tmp_path, SmoothedModel(PixelCNNpp(1, 8, n_filters=4, n_resnet=1, n_mix=2)).eval())
+    page = open_page(f'file://{tmp_path}/play.html')
+    is_ready(page)
+    assert page.locator('input[type=range]').first.is_disabled() and page.locator('.smooth canvas').is_visible()
+    for name in ('.intro', '.clean', '.reverse', '.lesson', '.complete'): assert not page.locator(name).is_visible(), name
+    assert not page.troubles
+
+@in_browser
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_on_a_phone(open_page, site, scheme):
     "390 pixels wide: nothing sticks out, and it draws; dark and light have papers of their own"

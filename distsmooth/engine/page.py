@@ -116,19 +116,15 @@ def kernels(
     text = text or (FILES/'sampler.js').read_text(encoding='utf8')
     return {name: base64.b64decode(re.search(f"{name}: '([^']*)'", text)[1]) for name in KERNELS}
 
-def compile_kernels(
-    compiler:str=None, # Folder with the compiler's node_modules; fetched by npm if left out
-) -> dict: # The bytes of each of `KERNELS`
-    "kernel.ts, compiled"
-    def built(flags, folder):
-        asc = ['npx', '--no-install', 'asc'] if compiler else ['npx', '--yes', '-p', COMPILER, 'asc']
-        how = '-O3 --noAssert --runtime stub --initialMemory 1'.split() + flags.split()
-        source = (Path(folder)/'kernel.ts')
-        source.write_bytes((FILES/'kernel.ts').read_bytes())
-        command = [*asc, str(source), '--outFile', f'{folder}/kernel.wasm', *how]
-        subprocess.run(command, check=True, cwd=compiler or folder)
-        return (Path(folder)/'kernel.wasm').read_bytes()
-    with tempfile.TemporaryDirectory() as folder: return {name: built(flags, folder) for name, flags in KERNELS.items()}
+def compile_kernels() -> dict: # The bytes of each of `KERNELS`
+    "kernel.ts, compiled: npm fetches the compiler"
+    how = '-O3 --noAssert --runtime stub --initialMemory 1'
+    commands = [f'asc kernel.ts --outFile {name}.wasm {how} {flags}' for name, flags in KERNELS.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder)/'kernel.ts').write_bytes((FILES/'kernel.ts').read_bytes())
+        npx = ['npx', '--yes', '-p', COMPILER, '-c', ' && '.join(commands)]
+        subprocess.run(npx, check=True, cwd=folder)
+        return {name: (Path(folder)/f'{name}.wasm').read_bytes() for name in KERNELS}
 
 def build_kernels():
     "Write what kernel.ts compiles to into sampler.js"

@@ -7,6 +7,7 @@ const STYLE = `
 [data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {color-scheme: light}
 [data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {color-scheme: dark}
 .ds * {box-sizing: border-box}
+.ds [hidden] {display: none !important}
 .ds h2 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
 .ds p {margin: .3rem 0}
 .ds .soft {color: var(--soft); font-size: .9rem}
@@ -61,7 +62,7 @@ const MARKUP = `
 <figure class="clean"><figcaption><b>clean</b>: real digits, for comparison</figcaption><div class="strip"><canvas role="img" aria-label="real digits"></canvas></div></figure>
 <figure class="smooth"><figcaption><b>smoothed</b>: drawn by the first network, noise and all</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
 <figure class="reverse"><figcaption><b>two-step</b>: drawn by the second network, which looks at the row above</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
-<p class="soft">At the sharp end the first network draws nearly clean digits, and one wrong pixel leads the next ones astray. At the smooth end it is hard to go wrong, but little of the digit is left for the second network.</p>
+<p class="soft lesson">At the sharp end the first network draws nearly clean digits, and one wrong pixel leads the next ones astray. At the smooth end it is hard to go wrong, but little of the digit is left for the second network.</p>
 <h2>What was this pixel drawn from?</h2>
 <p>Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p>
 <div class="mixture"><p class="what"></p><div class="plot"></div></div>
@@ -85,7 +86,7 @@ function makeStrip(figure, shape) {
     strip.n = n;
     canvas.width = n*(W + GAP) - GAP;
     canvas.height = H;
-    canvas.style.maxWidth = `${canvas.width*5}px`;
+    canvas.style.maxWidth = `${canvas.width*140/W}px`;
   };
   strip.line = (row, values) => {  // (n, C, W) in [-1, 1]
     const pixels = context.createImageData(W, 1);
@@ -214,6 +215,7 @@ function render({model, el}) {
   const knobs = {sigma: $(`#${id}-sigma`), temperature: $(`#${id}-temperature`), seed: $(`#${id}-seed`)};
   const [low, high] = about.sigma_range ?? [about.sigma, about.sigma];
   Object.assign(knobs.sigma, {min: low, max: high, disabled: low === high});
+  $('.intro').hidden = $('.lesson').hidden = !two || low === high;  // what they say needs both networks, and a knob to turn
   const radios = [...root.querySelectorAll('[type=radio]')], knob = name => model.get(name);
   const show = () => {
     for (const name of ['sigma', 'temperature']) {
