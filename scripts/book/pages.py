@@ -134,9 +134,8 @@ FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: d
 
 def knob(code, path):
     "What the page shows where the notebook has a live knob: the playground, if that knob draws digits at a noise level"
-    play = '../'*path.count('/') + PLAY
-    if re.search(r'playground\(|draw_ways_back\(', code): return FRAME.format(play)
-    return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it, or <a href="{play}">play at once, without Python</a>.</p>'
+    if re.search(r'playground\(|draw_ways_back\(', code): return FRAME.format('../'*path.count('/') + PLAY)
+    return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it.</p>'
 
 def shown(outputs, code, path):
     outputs = [nbformat.v4.new_output('display_data', {'text/html': knob(code, path)}) if text_of(o) == KNOB else o for o in settled(outputs)]
