@@ -15,7 +15,7 @@ from distsmooth.data import load_dataset
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
 from distsmooth.training import (Batches, Trainer, TrainConfig, batch_indices, compile_blocks, make_generator, images, make_accelerator, raw_objective, reverse_objective, seeded, smooth_objective, to_device,
-                                 train)
+                                 train, training_steps)
 
 KERNEL, SIGMAS = GaussianKernel(0.3), (0.1, 1.0)
 def net(**kwargs):
@@ -284,7 +284,7 @@ def test_without_average_it_is_the_network():
     assert_close(run.ema.module.state_dict(), run.model.state_dict(), rtol=0, atol=0)
 
 def test_the_caller_may_stop():
-    states = train(net(), stripes(), smooth_objective(KERNEL), config(steps=10**9))
+    states = training_steps(net(), stripes(), smooth_objective(KERNEL), config(steps=10**9))
     assert [s.step for s, _ in zip(states, range(3))] == [1, 2, 3]
 
 # configuration
@@ -358,7 +358,7 @@ def test_an_infinite_gradient_is_refused():
     assert_close(copies(run), before, rtol=0, atol=0)
 
 def test_a_first_batch_of_rubbish_is_refused():
-    with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_objective(KERNEL), config()))
+    with pytest.raises(ValueError): train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_objective(KERNEL), config())
 
 # parts and processes
 
