@@ -343,7 +343,8 @@ def _to_draw_from(model, dtype=None):
     "A copy in evaluation mode; the engine works out its weight norms, too"
     return copy.deepcopy(model).eval().requires_grad_(False).to(dtype=dtype)
 
-@checked(dist=able('mixture'), known=None, mask=None, uniforms=None, out=None, method=None)
+@checked(dist=able('mixture'), transform=TRANSFORMS, temperature='(0, inf)',
+         **dict.fromkeys(['uniforms', 'method', 'known', 'mask', 'out']))
 def draw(
     dist, # A `ModelDistribution`, or a model without conditions
     uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]
@@ -358,8 +359,7 @@ def draw(
     "Draw samples while the caller looks on; wrong arguments raise an error at once"
     dist = dist if isinstance(dist, ModelDistribution) else dist.dist()
     model = dist.model
-    check_one_of(method, 'method', METHODS), check_one_of(transform, 'transform', TRANSFORMS)
-    check_number(temperature, 'temperature', '(0, inf)')
+    check_one_of(method, 'method', METHODS)
     like, shape = _type_of(model, uniforms), ('B', model.channels+1, *model.size)
     check_tensor(uniforms, 'uniforms', *shape, low=0, high=1, **like)
     model.check_conditions(**dist.conditions, n=len(uniforms))

@@ -17,6 +17,7 @@ from inspect import Parameter, signature
 from numbers import Integral, Real
 from os import PathLike
 from typing import get_args
+import numpy as np
 import torch
 
 # %% ../nbs/engine/checks.ipynb #5e6f1900
@@ -97,7 +98,8 @@ def check_number(
     number = isinstance(value, kind) and not isinstance(value, bool) and (whole or abs(value) <= sys.float_info.max)
     outside = number and (interval[0] == '(' and value == low or interval[-1] == ')' and value == high)
     inside = number and low <= value <= high and not outside
-    if inside and high == math.inf and whole and value > _LARGEST: raise ValueError(f'{name} must be at most {_LARGEST}, got {value!r}')
+    if inside and whole and high == math.inf and value > _LARGEST:
+        raise ValueError(f'{name} must be at most {_LARGEST}, got {value!r}')
     if not inside: raise ValueError(f'{name} must be {_in_words(interval, whole)}, got {value!r:.200}')
     return int(value) if whole else float(value)
 
@@ -112,6 +114,7 @@ def as_tensor(
     dtype:torch.dtype=None, # Its own if left out
 ) -> torch.Tensor:
     "`value` as a tensor; a `TypeError` for what makes none"
+    if isinstance(value, np.ndarray): value = value.copy()  # read-only ones, and those that run backwards
     try: return torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError): pass  # one for a word, another for a list of words, ...
     raise TypeError(f'{name} must be a number, or several, got {value!r:.200}')
@@ -124,7 +127,8 @@ def as_numbers(
     "Numbers of any type, in the `interval`; an error for none at all, and for NaN"
     numbers = as_tensor(values, name).detach().cpu()
     if not numbers.is_complex(): numbers = as_tensor(values, name, torch.float64).detach().cpu()
-    if numbers.is_complex() or not numbers.numel(): raise TypeError(f'{name} must hold real numbers, got {values!r:.200}')
+    if numbers.is_complex() or not numbers.numel():
+        raise ValueError(f'{name} must hold real numbers, got {values!r:.200}')
     if interval == '(-inf, inf)': return check_tensor(numbers, name)
     for number in numbers.flatten().tolist(): check_number(number, name, interval)
     return numbers
@@ -163,7 +167,7 @@ def check_sigma_range(
     "Raise a `ValueError` unless `sigma_range` is a range of noise levels, or None for no range"
     if sigma_range is None: return None
     pair = isinstance(sigma_range, (tuple, list)) and len(sigma_range) == 2
-    if not pair or not 0 < check_number(sigma_range[0], 'sigma_range') < check_number(sigma_range[1], 'sigma_range'):
+    if not pair or not np.less(*(check_number(s, 'sigma_range', '(0, inf)') for s in sigma_range)):
         raise ValueError(f'sigma_range must be (lowest, highest), such as (0.1, 1.0), got {sigma_range!r}')
     return float(sigma_range[0]), float(sigma_range[1])
 
@@ -293,7 +297,8 @@ def _check_of(rule, kind):
     if rule is torch.Tensor: return check_tensor
     if rule is bool: rule = (False, True)
     if isinstance(rule, (tuple, list, dict)): return partial(check_one_of, choices=rule)
-    if isinstance(rule, type): return None if rule.__name__ in ('_empty', 'ndarray') else partial(check_kind, kind=rule)
+    if rule in (Parameter.empty, np.ndarray): return None
+    if isinstance(rule, type): return partial(check_kind, kind=rule)
     return rule if callable(rule) else None
 
 def checked(
@@ -305,13 +310,15 @@ def checked(
         own = {name: p for name, p in said.parameters.items() if name not in ('self', 'cls')}
         checks = {name: _check_of(rules.get(name, p.annotation), p.annotation) for name, p in own.items()
                   if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
-        if unknown := rules.keys() - checks.keys(): raise TypeError(f'rules must be of arguments of {f.__name__}, got {unknown}')
+        if unknown := rules.keys() - checks.keys():
+            raise TypeError(f'rules must be of arguments of {f.__name__}, got {unknown}')
         @wraps(f)
         def held(*args, **kwargs):
             try: given = said.bind(*args, **kwargs).arguments
             except TypeError: given = {}  # Python says it better
-            for name, check in checks.items():
-                if check and name in given and (given[name] is not None or own[name].default is not None): check(given[name], name)
+            for name, value in given.items():
+                left_out = value is None and own[name].default is None if name in own else True
+                if not left_out and checks.get(name): checks[name](value, name)
             return f(*args, **kwargs)
         return held
     return decorate
