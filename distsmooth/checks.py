@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['check_floats', 'hides_values', 'check_tensor', 'check_images', 'check_number', 'as_tensor', 'as_numbers',
            'check_each', 'check_sigma', 'check_sigma_range', 'check_one_of', 'check_options', 'as_generator',
-           'check_given', 'within', 'check_fields', 'check_kind', 'check_function', 'check_path', 'able', 'checked']
+           'check_given', 'within', 'check_fields', 'check_kind', 'check_function', 'check_path', 'check_device',
+           'able', 'checked']
 
 # %% ../nbs/engine/checks.ipynb #3cf7eed4
 import math
@@ -273,6 +274,16 @@ def check_path(
     "`value` itself; a `TypeError` unless it is a text or a path"
     if isinstance(value, (str, PathLike)) and str(value): return value
     raise TypeError(f'{name} must be a text or a path, got {value!r:.200}')
+
+def check_device(
+    value, # To be checked
+    name:str, # What to call it in the error
+): # `value`
+    "`value` itself; a `ValueError` unless PyTorch knows such a device"
+    try: known = isinstance(value, (str, torch.device)) and torch.device(value)
+    except RuntimeError: known = None
+    if not known: raise ValueError(f"{name} must be a device, such as 'cpu' or 'cuda:0', got {value!r:.200}")
+    return value
 
 def able(
     *methods # Their names

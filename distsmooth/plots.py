@@ -22,17 +22,22 @@ from ipywidgets import SelectionSlider, interactive
 from torchvision.utils import make_grid
 
 # %% ../nbs/engine/plots.ipynb #5ba8537c
+from .checks import able, as_numbers, check_function, check_kind, check_one_of, check_tensor, checked
 from .denoising import single_step
 from .logistic import LogisticMixture
 from .smoothing import GaussianKernel, lipschitz, smooth_density
 
 # %% ../nbs/engine/plots.ipynb #8ca6e70e
+def _pictures(x, name):
+    x = check_kind(x, name, torch.Tensor)
+    return check_tensor(x.float(), name, 'N', (1, 3), 'H', 'W', finite=False)
+
+@checked(x=_pictures, nrow='[1, inf)')
 def image_grid(
     x:torch.Tensor, # (N, C, H, W) in [-1, 1]; what lies outside is clipped
     nrow:int=8, # Images in a row
 ) -> np.ndarray: # (H', W', 3) in [0, 1]
     "One picture of many images, a grey line around each (an image alone has none)"
-    if x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f'x must be (N, 1 or 3, H, W), got {tuple(x.shape)}')
     pixels = (x.detach().cpu().float().clamp(-1, 1) + 1)/2
     return make_grid(pixels, nrow=nrow, padding=1, pad_value=.5).permute(1, 2, 0).numpy()
 
@@ -46,6 +51,7 @@ def subplots(
     return fig, axes
 
 # %% ../nbs/engine/plots.ipynb #6ce55352
+@checked(x=_pictures, nrow='[1, inf)', scale='(0, inf)')
 def draw_images(
     x:torch.Tensor, # (N, C, H, W) in [-1, 1]
     nrow:int=8, # Images in a row
@@ -62,11 +68,14 @@ def draw_images(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #d955cf67
+@checked(scale='(0, inf)')
 def draw_rows(
     rows:dict, # Name of each row: its images (N, C, H, W) in [-1, 1]
     scale:float=.7, # Inches an image
 ) -> plt.Figure:
     "One named row of images for each entry"
+    if not rows: raise ValueError('rows must hold a row of images, got none')
+    for name, x in rows.items(): _pictures(x, f'rows[{name!r}]')
     n, label = max(len(x) for x in rows.values()), .075*max(len(name) for name in rows) + .2
     fig, axes = subplots(len(rows), 1, figsize=(scale*n + label, scale*len(rows)), squeeze=False)
     for ax, (name, x) in zip(axes[:, 0], rows.items()):
@@ -79,8 +88,14 @@ def draw_rows(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #1bce746a
+def _choices(values):
+    values = list(values)
+    if not values: raise ValueError('values must hold one or more, got none')
+    return values
+
 def _text(value): return f'{value:g}' if isinstance(value, (int, float)) else str(value)
 
+@checked(draw=check_function, values=able('__iter__'))
 def live_slider(
     draw, # A function of one value that returns a figure
     values, # The values of the slider
@@ -88,12 +103,14 @@ def live_slider(
     start=None, # Where it starts; in the middle if left out
 ):
     "A slider that calls `draw` in the kernel"
-    values = list(values)
-    start, options = values[len(values)//2] if start is None else start, [(_text(v), v) for v in values]
+    values = _choices(values)
+    start = values[len(values)//2] if start is None else check_one_of(start, 'start', values)
+    options = [(_text(v), v) for v in values]
     knob = SelectionSlider(options=options, value=start, description=label, continuous_update=False)
     return interactive(lambda value: display(draw(value)), value=knob)
 
 # %% ../nbs/engine/plots.ipynb #8cfd4768
+@checked(x=_pictures, sigma='[0, inf)', kernel=check_function)
 def draw_smoothed_images(
     x:torch.Tensor, # (N, C, H, W) clean images
     sigma:float, # Noise level; 0 for none
@@ -116,6 +133,7 @@ def _img(fig, alt, dpi, hidden):
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"{hidden}>'
 
 # %% ../nbs/engine/plots.ipynb #e582351b
+@checked(draw=check_function, values=able('__iter__'), dpi='[1, inf)')
 def frame_slider(
     draw, # A function of one value that returns a figure
     values, # The values of the slider
@@ -123,7 +141,7 @@ def frame_slider(
     dpi:int=70, # Resolution of the frames
 ) -> HTML:
     "A slider over figures drawn beforehand: works in a page without a kernel"
-    values = list(values)
+    values = _choices(values)
     names = [_text(v) for v in values]
     frames = [_img(draw(v), f'{label} = {name}', dpi, hidden=i > 0) for i, (v, name) in enumerate(zip(values, names))]
     return HTML(f'<div class="frame-slider" data-names="{html.escape(json.dumps(names))}"><label>{html.escape(label)} '
@@ -131,6 +149,7 @@ def frame_slider(
                 f'<output>{html.escape(names[0])}</output></label><div>{"".join(frames)}</div></div>')
 
 # %% ../nbs/engine/plots.ipynb #66496a80
+@checked(density=check_function, sigma='[0, inf)', kernel=check_function)
 def draw_smoothed_density(
     density, # `p(x)` for a 1-D array
     sigma:float, # Noise level; 0 for none
@@ -138,7 +157,7 @@ def draw_smoothed_density(
     kernel=GaussianKernel, # Kind of noise
 ) -> plt.Figure:
     "A 1-D density before and after smoothing, with its steepest slopes"
-    grid = np.linspace(-1.5, 1.5, 1501) if grid is None else grid
+    grid = np.linspace(-1.5, 1.5, 1501) if grid is None else as_numbers(grid, 'grid').numpy()
     before = density(grid)
     after = smooth_density(density, kernel(sigma), grid) if sigma else before
     fig, ax = subplots(figsize=(6, 2.6))
@@ -158,6 +177,9 @@ def _mixture(weights, means, scales, n):
 def _mixture_density(weights, means, scales, grid):
     return _mixture(weights, means, scales, grid.shape[-1]).log_prob(grid).exp().flatten()
 
+def _positive(value, name): return as_numbers(value, name, '(0, inf)')
+
+@checked(weights=_positive, means=as_numbers, scales=_positive, n='[1, inf)')
 def draw_mixture(
     weights, # (K,) of the components, up to a factor
     means, # (K,)
@@ -166,6 +188,8 @@ def draw_mixture(
     seed:int=0, # Of the samples
 ) -> plt.Figure:
     "A mixture of logistics: density, components, and a histogram of its samples"
+    if not np.shape(weights) == np.shape(means) == np.shape(scales) == (len(weights),):
+        raise ValueError(f'weights, means and scales must be (K,) numbers each, got {weights}, {means}, {scales}')
     grid = torch.linspace(-1.5, 1.5, 601, dtype=torch.float64)[None, None, None]
     u = torch.rand(1, 2, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     samples = _mixture(weights, means, scales, n).from_uniforms(u).flatten().numpy()
@@ -181,20 +205,29 @@ def draw_mixture(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #ed28d687
+@checked(lim='(0, inf)')
 def draw_points(
     sets:dict, # Name of each panel: points (N, 2), or images of two pixels (N, 1, 1, 2)
     lim:float=1.3, # Half width of the panels
 ) -> plt.Figure:
     "Scatter plots side by side"
+    if not sets: raise ValueError('sets must hold points, got none')
+    sets = {name: as_numbers(points, f'sets[{name!r}]').reshape(-1, 2) for name, points in sets.items()}
     fig, axes = subplots(1, len(sets), figsize=(2.4*len(sets), 2.6), squeeze=False)
     for ax, (name, points) in zip(axes[0], sets.items()):
-        ax.plot(*torch.as_tensor(points).detach().reshape(-1, 2).T, '.', ms=1.5, alpha=.5)
+        ax.plot(*points.T, '.', ms=1.5, alpha=.5)
         ax.set(xlim=(-lim, lim), ylim=(-lim, lim), xticks=[], yticks=[], aspect='equal')
         ax.set_title(name, fontsize=9)
     fig.tight_layout()
     return fig
 
 # %% ../nbs/engine/plots.ipynb #529c63ce
+def _three(value, name): return _place(value, name, 3)
+def _place(value, name, n=2):
+    if as_numbers(value, name, '[0, inf)').shape == (n,): return value
+    raise ValueError(f'{name} must be {n} numbers, got {value!r}')
+
+@checked(net=able('parameters'), size=_three, pixel=_place, n='[1, inf)')
 def receptive_field(
     net, # (B, C, H, W) to (B, P, H, W)
     size, # (C, H, W) of the input
@@ -210,6 +243,7 @@ def receptive_field(
     return grad.abs().amax((0, 1))
 
 # %% ../nbs/engine/plots.ipynb #5170ef4c
+@checked(net=able('parameters'), size=_three, pixel=_place)
 def draw_receptive_field(
     net, # (B, C, H, W) to (B, P, H, W)
     size, # (C, H, W) of the input
@@ -227,6 +261,7 @@ def draw_receptive_field(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #8e3c3bc9
+@checked(model=able('log_prob'), x=_pictures, sigma='(0, inf)')
 def draw_denoising(
     model, # A model of the data smoothed at `sigma`, with `log_prob`
     x:torch.Tensor, # (N, C, H, W) clean images
@@ -238,6 +273,7 @@ def draw_denoising(
     return draw_rows({'clean': x, f'sigma = {sigma:g}': noisy, 'single step': single_step(model, noisy, sigma)})
 
 # %% ../nbs/engine/plots.ipynb #bdd08f52
+@checked(sm=able('sample', 'denoise'), uniforms=None)
 def draw_ways_back(
     sm, # A `SmoothedModel` of many levels
     uniforms:tuple, # From `sm.uniforms(n)`: the same ones at every level
