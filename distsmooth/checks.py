@@ -295,8 +295,7 @@ def able(
     return check
 
 def _numbered(rule, kind):
-    if kind is int: return partial(check_number, interval=rule, whole=True)
-    return partial(check_each, interval=rule)
+    return partial(check_number if kind in (int, float) else check_each, interval=rule, whole=kind is int)
 
 def _check_of(rule, kind):
     "`check(value, name)` for what is said of an argument of a kind; None if nothing is"

@@ -69,7 +69,8 @@ class Extractor:
     def protocol(self):
         "What has to be said, in plain values"
         return dict(name=self.name, weights_sha256=self.weights_sha256, resize=self.resize)
-    def title(self, name):
+    @checked()
+    def title(self, name:str):
         "What metric `name` is called when it is measured with these features"
         if self.is_inception: return 'FID' if name == 'FD' else name
         return f'{name}-{self.short or self.name}' if name in ('FD', 'KID', 'IS') else name

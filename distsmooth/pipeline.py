@@ -156,7 +156,7 @@ def _drawn(self:SmoothedModel, x_noisy):
         'way back: was it trained too briefly, or is the temperature too high?')
 
 @patch
-@checked(n='[1, inf)', denoise=None, label=None, uniforms=None)
+@checked(n='[1, inf)', denoise=None, sigma=None, label=None, uniforms=None)
 def sample(self:SmoothedModel,
     n:int=None, # Samples; may be left out if `uniforms` are given
     denoise:str='two_step', # 'two_step', 'single_step', or None for smoothed samples

@@ -65,7 +65,7 @@ class NarrowModes(Toy):
         width:float=.02, # Standard deviation of each mode
         weights=None, # (K,) shares, up to a factor; equal if left out
     ):
-        self.centres = as_numbers(centres, 'centres')
+        self.centres = as_numbers(centres, 'centres').reshape(-1)
         self.width = _positive('width', width)
         if weights is None: weights = torch.ones(len(self.centres))
         weights = _positive('weights', weights)
@@ -108,7 +108,7 @@ class Rings(_RingMixture):
     def __init__(self,
         radii=(.3, .6, .9), # (K,) radii
         width:float=.03, # Standard deviation of the noise, in both directions
-    ): super().__init__([[0., 0.]]*len(radii), radii, width)
+    ): super().__init__([[0., 0.]]*_positive('radii', radii).numel(), radii, width)
 
 # %% ../nbs/course/01_toys.ipynb #7b447e3c
 @patch

@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/course/09_training.ipynb #d2bfafc2
-from .checks import able, as_tensor, check_fields, check_floats, check_function
-from .checks import check_images, check_number, check_sigma_range, checked, within
+from .checks import able, as_tensor, check_device, check_fields, check_floats
+from .checks import check_function, check_images, check_number, check_sigma_range
+from .checks import checked, within
 from .data import Images
 from .blocks import GatedResidual, data_dependent_init
 
@@ -197,7 +198,7 @@ def compile_blocks(
         if isinstance(block, GatedResidual): block.compile(dynamic=False)
 
 # %% ../nbs/course/09_training.ipynb #5392d5cc
-@checked(data=able('__getitem__'), index='[0, inf)')
+@checked(data=able('__getitem__'), index=able('tolist'))
 def images(
     data, # A tensor, or a data set of images with or without labels
     index:torch.Tensor, # (B,)
@@ -208,7 +209,7 @@ def images(
     # a data set that hands out one at a time
     return torch.stack([as_tensor(first(data[i]), 'data') for i in index.tolist()])
 
-@checked(data=able('__getitem__'), index='[0, inf)')
+@checked(data=able('__getitem__'), index=able('tolist'))
 def labels(
     data, # A data set of images with labels
     index:torch.Tensor, # (B,)
@@ -285,6 +286,7 @@ def loader(self:Trainer) -> DataLoader: # Of `(target, conditions)`
                       generator=make_generator(config.seed, 'workers'))
 
 # %% ../nbs/course/09_training.ipynb #004e6d43
+@checked(device=check_device)
 def to_device(
     batch, # (target, conditions)
     device, # Where to

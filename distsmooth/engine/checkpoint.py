@@ -213,7 +213,7 @@ def _flat(d, name=''):
     if not isinstance(d, dict) or name and not d: return {name: d}
     return {n: v for k, x in d.items() for n, v in _flat(x, f'{name}.{k}' if name else k).items()}
 
-@checked()
+@checked(free=able('__contains__'))
 def check_settings(
     where, # The file or folder that was made with them
     was:dict, # Settings that were written down

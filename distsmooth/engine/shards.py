@@ -239,6 +239,7 @@ def denoise_shards(
 ) -> list: # Paths of the shards
     "Bring smoothed images back to clean ones, shard by shard: x (k, C, H, W), unclipped"
     check_one_of(how, 'how', ('two_step', 'single_step')), check_one_of(score, 'score', SCORES)
+    if not isinstance(samples, (list, tuple)): check_path(samples, 'samples')
     _check_smoothed(samples)
     (x, written), acc = load_samples(samples), make_accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
