@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_grid', 'subplots', 'draw_images', 'draw_rows', 'live_slider', 'draw_smoothed_images', 'frame_slider',
            'draw_smoothed_density', 'draw_mixture', 'draw_points', 'receptive_field', 'draw_receptive_field',
-           'draw_denoising', 'draw_ways_back']
+           'draw_denoising', 'draw_ways_back', 'draw_prediction', 'draw_network', 'draw_two_steps']
 
 # %% ../nbs/engine/plots.ipynb #d4eaee73
 import base64
@@ -284,3 +284,90 @@ def draw_ways_back(
     x_noisy = sm.sample(uniforms=uniforms, denoise=None, sigma=sigma, **how)
     return draw_rows({f'sigma = {sigma:g}': x_noisy, 'single step': sm.denoise(x_noisy, 'single_step', sigma=sigma),
                       'two steps': sm.denoise(x_noisy, 'two_step', uniforms[1], sigma, **how)})
+
+# %% ../nbs/engine/plots.ipynb #d1a60002
+@checked(dist=able('mixture'), x=_pictures)
+def draw_prediction(
+    dist, # A `ModelDistribution` of grey images
+    x:torch.Tensor, # (1, 1, H, W)
+    pixels, # (row, column) of each
+) -> plt.Figure:
+    "The image with numbers on it; the mixture predicted for each of those pixels (dashed: components), and its value"
+    for pixel in pixels: _place(pixel, 'pixels')
+    with torch.no_grad(): params = dist.mixture(x).params
+    fig, (image, *axes) = subplots(1, len(pixels) + 1, figsize=(2.3*len(pixels) + 2.3, 2.4))
+    image.imshow(image_grid(x))
+    image.set(xticks=[], yticks=[])
+    grid = torch.linspace(-2, 2, 401)[None, None, None]
+    for i, (ax, (row, column)) in enumerate(zip(axes, pixels), 1):
+        at = LogisticMixture(params[:, :, row:row+1, column:column+1].expand(-1, -1, 1, 401))
+        each = (at.logits + at._log_prob1(grid, at.means[:, 0], at.log_scales[:, 0])).exp()[0, :, 0]
+        ax.plot(grid.flatten(), each.T, 'C0--', lw=.6)
+        ax.plot(grid.flatten(), at.log_prob(grid).exp().flatten(), 'k')
+        ax.axvline(x[0, 0, row, column], color='C1')
+        ax.set(xlabel='value', yticks=[])
+        ax.set_title(f'{i}: row {row}, column {column}', fontsize=9)
+        mark = dict(color='w', bbox=dict(fc='C1', ec='none', pad=1.5))
+        image.text(column, row, i, ha='center', va='center', fontsize=9, **mark)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/engine/plots.ipynb #d1a60005
+def _arrow(ax, start, end, text='', color='k', dy=.07, **how):
+    ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **how))
+    ax.text((start[0] + end[0])/2, (start[1] + end[1])/2 + dy, text, ha='center', va='bottom', fontsize=8, color=color)
+
+@checked(n_resnet='[1, inf)')
+def draw_network(
+    n_resnet:int=2, # Gated blocks of a resolution, on the way up
+) -> plt.Figure:
+    "PixelCNN++ block by block: two streams, three resolutions, and the shortcuts, last in, first out"
+    up = [level for level in range(3) for _ in range(n_resnet + 1)]  # the entry or a halving, and the blocks
+    levels = up + [2]*n_resnet + [1]*(n_resnet + 1) + [0]*(n_resnet + 1)
+    at = [(t, -1.4*level) for t, level in enumerate(levels)]
+    fig, ax = subplots(figsize=(.45*len(at) + 2, 3.6))
+    for x, y in at:
+        for dy, color in (.01, 'C0'), (-.25, 'C1'):
+            ax.add_patch(plt.Rectangle((x - .3, y + dy), .6, .24, color=color))
+    for t, ((x0, y0), (x1, y1)) in enumerate(zip(at, at[1:])):
+        _arrow(ax, (x0 + .3, y0), (x1 - .3, y1), 'halve    ' if y1 < y0 else 'double   ' if y1 > y0 else '')
+    stack = at[:len(up) - 1]  # the way down begins where the way up ends
+    for k, (x, y) in enumerate(at[len(up):]):
+        x0, top = stack[-1][0], y + .4 + .13*sum(s[1] == y for s in at[len(up):len(up) + k])
+        ax.plot([x0, x0, x, x], [y + .27, top, top, y + .27], 'C7', lw=1, label=None if k else 'shortcut')
+        stack.pop()
+    _arrow(ax, (-1.2, 0), (-.3, 0)), _arrow(ax, (at[-1][0] + .3, 0), (at[-1][0] + 1.2, 0))
+    ax.text(-1.3, 0, 'image\nand ones', ha='right', va='center')
+    ax.text(at[-1][0] + 1.3, 0, "each pixel's\nmixture", va='center')
+    for k, size in enumerate(('full size', 'half', 'a quarter')):
+        ax.text(at[k*(n_resnet + 1)][0] - .3, -1.4*k - .3, size, va='top', fontsize=8, color='C7')
+    ax.plot([], [], color='C0', lw=6, label='vertical stream: rows above')
+    ax.plot([], [], color='C1', lw=6, label='horizontal stream: its own row, and the blue one')
+    ax.set(xlim=(-3.3, len(at) + 2.5), ylim=(-3.9, 1.1))
+    ax.axis('off')
+    ax.legend(loc='lower center', ncols=3, fontsize=8, frameon=False)
+    fig.tight_layout(pad=.2)
+    return fig
+
+# %% ../nbs/engine/plots.ipynb #d1a60007
+def draw_two_steps() -> plt.Figure:
+    "The two-step model: what its networks learn from (dashed), and how they draw"
+    fig, ax = subplots(figsize=(9.5, 3.4))
+    networks = {'smooth: PixelCNN++\np(x_noisy)': (4.9, 1), 'encoder\n(a small U-net)': (4.9, -1),
+                'reverse: PixelCNN++\np(x | x_noisy)': (8.4, -1)}
+    others = {'clean x': (0, 0), 'smoothed\nx_noisy': (2.1, 0), 'x_noisy, drawn': (8.4, 1),
+              'single step:\nthe mean of x': (11.7, 1), 'two steps:\none x': (11.7, -1)}
+    for boxes, color in (networks, 'C0'), (others, 'C7'):
+        box = dict(boxstyle='round', fc=color, ec=color, alpha=.25)
+        for text, at in boxes.items(): ax.text(*at, text, ha='center', va='center', fontsize=9, bbox=box)
+    learn = dict(color='C7', linestyle='--')
+    _arrow(ax, (.55, 0), (1.4, 0), '+ noise', **learn), _arrow(ax, (2.6, .35), (3.7, .95), 'target  ', **learn)
+    _arrow(ax, (2.6, -.35), (3.9, -.95), **learn), ax.text(2.1, -1.75, 'target', fontsize=8, color='C7')
+    _arrow(ax, (0, -.25), (8.2, -1.4), connectionstyle='arc3,rad=.25', **learn)
+    _arrow(ax, (6.2, 1), (7.4, 1), 'draw'), _arrow(ax, (9.4, 1), (10.7, 1), '$+\\,\\sigma^2\\,\\nabla \\log p$')
+    _arrow(ax, (7.9, .7), (5.6, -.6), 'context  ')
+    _arrow(ax, (5.9, -1), (6.95, -1), 'features'), _arrow(ax, (9.8, -1), (10.9, -1), 'draw')
+    ax.set(xlim=(-.8, 12.9), ylim=(-2.6, 1.4))
+    ax.axis('off')
+    fig.tight_layout(pad=.2)
+    return fig
