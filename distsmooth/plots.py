@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML, display
-from ipywidgets import SelectionSlider, interactive
+from ipywidgets import Label, SelectionSlider, interactive
 from torchvision.utils import make_grid
 
 # %% ../nbs/engine/plots.ipynb #5ba8537c
@@ -76,7 +76,8 @@ def draw_rows(
     "One named row of images for each entry"
     if not rows: raise ValueError('rows must hold a row of images, got none')
     for name, x in rows.items(): _pictures(x, f'rows[{name!r}]')
-    n, label = max(len(x) for x in rows.values()), .075*max(len(name) for name in rows) + .2
+    n, letters = max(len(x) for x in rows.values()), max(len(name) for name in rows)
+    label = .3*-(-letters//4) + .2  # a letter more or less moves nothing
     fig, axes = subplots(len(rows), 1, figsize=(scale*n + label, scale*len(rows)), squeeze=False)
     for ax, (name, x) in zip(axes[:, 0], rows.items()):
         ax.imshow(image_grid(x, nrow=n), interpolation='nearest')
@@ -97,17 +98,29 @@ def _text(value): return f'{value:g}' if isinstance(value, (int, float)) else st
 
 @checked(draw=check_function, values=able('__iter__'))
 def live_slider(
-    draw, # A function of one value that returns a figure
-    values, # The values of the slider
-    label:str='value', # What the slider sets
-    start=None, # Where it starts; in the middle if left out
+    draw, # A function that returns a figure, of one value for each slider
+    values, # The values of the slider; a dict of label and values for several
+    label:str='value', # What one slider sets
+    start=None, # Where it starts, or a dict of label and value; in the middle if left out
 ):
-    "A slider that calls `draw` in the kernel"
-    values = _choices(values)
+    "Sliders that call `draw` in the kernel, and say so while it works"
+    starts = start if isinstance(start, dict) else {label: start}
+    several = values if isinstance(values, dict) else {label: values}
+    sliders = {name: _slider(name, _choices(v), starts.get(name)) for name, v in several.items()}
+    busy = Label()
+    def show(**values):
+        busy.value = 'drawing ...'
+        try: display(draw(*values.values()))
+        finally: busy.value = ''
+    knobs = interactive(show, **{f'slider{i}': s for i, s in enumerate(sliders.values())})
+    knobs.children = (*sliders.values(), busy, knobs.out)
+    return knobs
+
+def _slider(label, values, start):
     start = values[len(values)//2] if start is None else check_one_of(start, 'start', values)
+    wide = dict(style={'description_width': 'initial'}, layout={'width': '30em'})
     options = [(_text(v), v) for v in values]
-    knob = SelectionSlider(options=options, value=start, description=label, continuous_update=False)
-    return interactive(lambda value: display(draw(value)), value=knob)
+    return SelectionSlider(options=options, value=start, description=label, continuous_update=False, **wide)
 
 # %% ../nbs/engine/plots.ipynb #8cfd4768
 @checked(x=_pictures, sigma='[0, inf)', kernel=check_function)
