@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 import distsmooth
+from .checks import able, checked
 
 # %% ../nbs/engine/data.ipynb #a8bfda12
 def to_unit(
@@ -182,6 +183,7 @@ class Folder(Dataset):
     def __repr__(self): return f'Folder({len(self)} files, {len(self.classes) or 1} classes)'
 
 # %% ../nbs/engine/data.ipynb #5eeee394
+@checked(data=able('__len__'))
 def fingerprint(
     data, # A data set, or a tensor of images
 ) -> str: # Their number, and a check sum of the bytes, or for a folder of the names and sizes of its files

@@ -17,7 +17,7 @@ from statistics import median
 # %% ../../nbs/engine/bench_training.ipynb #78c80652
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from ..checks import check_number, check_one_of
+from ..checks import check_number, check_one_of, checked
 from .bench import as_case, as_machine, check_device, seconds
 from .fused import keep_memory
 from ..registry import plain
@@ -39,6 +39,7 @@ VARIANTS = {
 }
 
 # %% ../../nbs/engine/bench_training.ipynb #e8b001dd
+@checked(network=TRAINED, batch_size='[1, inf)')
 def make_run(
     network:str, # One of `TRAINED`
     batch_size:int, # Images a step

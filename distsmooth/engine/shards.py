@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
-from ..checks import check_images, check_number, check_one_of, check_sigma
+from ..checks import able, check_function, check_images, check_one_of, check_path, check_sigma, checked
 from .checkpoint import check_settings, is_whole, load_plain, lock_folder, sweep, write_sealed, write_whole
 from ..autoregressive import draw
 from ..denoising import SCORES, single_step
@@ -30,6 +30,7 @@ from ..smoothing import GaussianKernel
 from ..training import make_accelerator, make_generator
 
 # %% ../../nbs/engine/shards.ipynb #6af29ea9
+@checked(out=check_path, work=check_function)
 def run_shards(
     out, # A folder; made if it is not there
     sizes:list, # Images of each shard there is to be
@@ -113,6 +114,7 @@ def _write_shard(path, arrays):
 # %% ../../nbs/engine/shards.ipynb #321f06d3
 BLOCK = 64
 
+@checked(net=able('uniforms'), first='[0, inf)', n='[1, inf)')
 def image_uniforms(
     net, # Whose uniforms
     seed:int, # Of all images
@@ -126,6 +128,7 @@ def image_uniforms(
     return uniforms[first % BLOCK:][:n]
 
 # %% ../../nbs/engine/shards.ipynb #a32c755b
+@checked(model=check_path, out=check_path, n='[1, inf)', part=('smooth', 'raw'), seed='[0, inf)', batch_size='[1, inf)')
 def sample_shards(
     model, # What `load_parts` takes: a bundled name, a folder, or a hub id
     out, # A folder for the shards
@@ -138,7 +141,6 @@ def sample_shards(
     **how # `method`, `transform`, `temperature` of `distsmooth.autoregressive.draw`
 ) -> list: # Paths of the shards; `load_samples(paths, n)` reads the samples that were asked for
     "Draw `n` samples, shard by shard: x (k, C, H, W), unclipped, and their noise level"
-    check_number(n, 'n', '[1, inf)', whole=True), check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     acc = make_accelerator()
     name, net, kernel, weights = _network(model, *([part] if part else ['smooth', 'raw']))
     if name == 'raw' and sigma is not None:
@@ -168,13 +170,13 @@ def _level(net, kernel, sigma):
     return float(check_sigma(kernel.sigma if sigma is None else sigma, net.sigma_range or (kernel.sigma, kernel.sigma)))
 
 # %% ../../nbs/engine/shards.ipynb #a69c6285
+@checked(n='[1, inf)')
 def load_samples(
     path, # A folder of shards, some shards of one, or a file: .npz, .npy, or .pt/.pth as the published code writes them
     n:int=None, # The first so many; all if left out
 ) -> tuple: # Images (n, C, H, W), and the noise level that was written with them, or None
     "Read samples; raises `FileNotFoundError` or `ValueError` if there are none, a gap in them, or fewer than `n`"
-    if n is not None: check_number(n, 'n', '[1, inf)', whole=True)
-    x, sigma = _from_shards(path) if isinstance(path, (list, tuple)) else _from_path(Path(path))
+    x, sigma = _from_shards(path) if isinstance(path, (list, tuple)) else _from_path(Path(check_path(path, 'path')))
     if n is not None and len(x) < n: raise ValueError(f'n must be at most {len(x)}, the images there are, got {n}')
     return x[:n], sigma
 
@@ -223,6 +225,7 @@ def _from_npy(path, name=None):
 _READERS = {'.npz': _from_npz, '.npy': _from_npy, '.pt': load_plain, '.pth': load_plain}
 
 # %% ../../nbs/engine/shards.ipynb #a4405729
+@checked(model=check_path, out=check_path, seed='[0, inf)', batch_size='[1, inf)')
 def denoise_shards(
     model, # What `load_parts` takes: a bundled name, a folder, or a hub id
     samples, # Smoothed images: what `load_samples` takes
@@ -236,7 +239,7 @@ def denoise_shards(
 ) -> list: # Paths of the shards
     "Bring smoothed images back to clean ones, shard by shard: x (k, C, H, W), unclipped"
     check_one_of(how, 'how', ('two_step', 'single_step')), check_one_of(score, 'score', SCORES)
-    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
+    if not isinstance(samples, (list, tuple)): check_path(samples, 'samples')
     _check_smoothed(samples)
     (x, written), acc = load_samples(samples), make_accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
