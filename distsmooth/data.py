@@ -101,6 +101,15 @@ def _from_torchvision(name, root, split, download):
     ds = SOURCES[name](root, train=split == 'train', download=download)
     return Images(ds.data, ds.targets)
 
+def _average(images, size):
+    "Images whose pixels are the means of squares of pixels, to the nearest 8-bit level, a half upwards"
+    n, c, h, _ = images.pixels.shape
+    if h % size: raise ValueError(f'size must divide {h}, the side of these images, got {size}')
+    k = h//size
+    total = images.pixels.view(n, c, size, k, size, k).sum((3, 5), dtype=torch.int32)
+    pixels = ((total + k*k//2)//(k*k)).to(torch.uint8)
+    return Images(pixels.permute(0, 2, 3, 1), images.labels)
+
 # %% ../nbs/engine/data.ipynb #075ce97a
 def _check_size(size):
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -211,7 +220,7 @@ def load_dataset(
     name:str, # 'digits' (bundled), 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder (a `Path` always is)
     split:str='train', # 'train' or 'test'
     root=None, # Where the data set is kept: see `data_root`
-    size:int=32, # Side of the images of CelebA and of folders; the others keep their own
+    size:int=32, # Side of the images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
     download:bool=False, # Let torchvision fetch what is missing
 ) -> Dataset: # of `(x, label)`, `x` float32 (C, H, W) in [-1, 1]
     "Load a data set; a `FileNotFoundError` names two ways to get it, a `ValueError` a wrong `name`, `split` or `size`"
@@ -222,8 +231,9 @@ def load_dataset(
     root = data_root(root)
     try:
         if name == 'celeba': return celeba(root, split, size, download)
-        return _from_torchvision(name, root, split, download)
+        images = _from_torchvision(name, root, split, download)
     except _FAULTS as e: raise _missing(name, split, root, download, e) from e
+    return _average(images, size) if name == 'cifar10' and size != 32 else images
 
 # %% ../nbs/engine/data.ipynb #263dce66
 def _folder(name, split, size):
