@@ -32,12 +32,14 @@ def stages(
     generator=None, # A `torch.Generator`, for samples that can be drawn again
     progress:bool=False, # Show a bar while sampling
     sigma:float=None, # Noise level; the kernel's own if left out
+    label=None, # (n,) class numbers, for networks that are told labels
 ) -> dict: # 'smoothed', 'single_step', 'two_step': each (n, C, H, W), smoothed values unclipped
     "The same `n` samples before and after each of the two ways back"
     u_smooth, u_reverse = sm.uniforms(n, generator)
-    x_noisy = sm.sample(uniforms=(u_smooth, u_reverse), denoise=None, sigma=sigma, progress=progress)
-    return {'smoothed': x_noisy, 'single_step': sm.denoise(x_noisy, 'single_step', sigma=sigma),
-            'two_step': sm.denoise(x_noisy, 'two_step', u_reverse, sigma, progress=progress)}
+    told = dict(sigma=sigma, label=label)
+    x_noisy = sm.sample(uniforms=(u_smooth, u_reverse), denoise=None, progress=progress, **told)
+    return {'smoothed': x_noisy, 'single_step': sm.denoise(x_noisy, 'single_step', **told),
+            'two_step': sm.denoise(x_noisy, 'two_step', u_reverse, progress=progress, **told)}
 
 # %% ../nbs/engine/cli.ipynb #fff7fbba
 COUNT, SEED = '[1, 1000000]', '[0, 18446744073709551616)'  # of images; what `torch.Generator` takes
@@ -58,18 +60,21 @@ def demo(
     sigma:Optional[float]=None, # Noise level, for a model of many; its kernel's own if left out
     seed:int=0, # Of everything random: the same seed gives the same digits
     batch_size:int=64, # Digits drawn at once; lower it if memory is short
+    label:Optional[str]=None, # Class to draw, for networks that are told labels: a number, or one of CIFAR-10's names
 ):
     "Draw `n` digits with the whole method and write a picture of every stage"
     _check(n=(n, COUNT), batch_size=(batch_size, COUNT), seed=(seed, SEED))
     folder = _folder(out)
     import torch
+    from distsmooth.engine.shards import class_labels
     from distsmooth.pipeline import SmoothedModel
+    label = _class_number(label)
     sm, gen, start = SmoothedModel.from_pretrained(model), torch.Generator().manual_seed(seed), time.time()
     level, clean = sm.check_sigma(sigma), _clean(sm, n, gen)
     folder.mkdir(parents=True, exist_ok=True)
     print(f'{n} samples from {model!r}: smooth, then reverse, {sm.smooth.dims} values each ...', flush=True)
     sizes = [len(c) for c in torch.arange(n).split(batch_size)]
-    parts = _batches(sizes, lambda k: stages(sm, k, gen, progress(), sigma))
+    parts = _batches(sizes, lambda k: stages(sm, k, gen, progress(), sigma, class_labels(sm.smooth, label, 0, k)))
     drawn, n = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, sum(sizes[:len(parts)])
     _write_demo(folder, clean[:n], type(sm.kernel)(level).sample(clean, gen)[:n], drawn)
     seconds = time.time() - start
@@ -78,6 +83,13 @@ def demo(
           'next: open the picture, then the notebooks: distsmooth lab')
 
 # %% ../nbs/engine/cli.ipynb #daac9747
+def _class_number(label):
+    "A class by its number, or by its name in CIFAR-10"
+    from distsmooth.checks import check_one_of
+    from distsmooth.data import CIFAR10_CLASSES
+    if label is None or str(label).isdecimal(): return label and int(label)
+    return CIFAR10_CLASSES.index(check_one_of(label, 'label', CIFAR10_CLASSES))
+
 def _batches(sizes, work):
     "`work(size)` for each size; after Ctrl-C, the results so far, if there are any"
     done = []
@@ -176,7 +188,7 @@ def evaluate(
     images:int=500, # Test images for likelihoods and errors; 0 for none
     data:str='digits', # Test images: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None, # Where the data are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=32, # Side of CelebA's images and of those in a folder; the others keep their own
+    size:int=32, # Side of images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
     out:Optional[str]=None, # Folder for samples and finished figures, instead of FILE.parts
     extractor:Optional[str]=None, # 'digits', 'efficientnet-lite0' or 'inception'; the first for digits, else the second
     batch_size:int=100, # Images drawn at once
@@ -251,14 +263,14 @@ def sample(
     method:Literal['cached', 'naive', 'jacobi', 'jacobi_rows']='cached', # How to draw: the same samples, other times
     transform:Literal['choice', 'icdf']='choice', # How a uniform number becomes a pixel
     temperature:float=1., # Below 1 for likelier pixels
-    label:Optional[int]=None, # Class to draw, for a network that is told labels
+    label:Optional[str]=None, # Class to draw, for a network that is told labels: a number, or one of CIFAR-10's names
 ):
     "Draw from one network (stage 1), in shards: started again, it goes on"
     _check(n=(n, COUNT), batch_size=(batch_size, COUNT), seed=(seed, SEED))
     from distsmooth.engine.shards import sample_shards
     how = dict(method=method, transform=transform, temperature=temperature)
-    if label is not None: how['label'] = label
-    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, progress(), **how), out, n)
+    label = _class_number(label)
+    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, progress(), label, **how), out, n)
 
 def _show(paths, out, n=None):
     "Say what was asked for and is there now, and draw the first samples"
@@ -279,11 +291,13 @@ def denoise(
     score:Literal['joint', 'local']='joint', # For the single step; 'local' as published
     seed:int=0, # Of the uniforms
     batch_size:int=64, # Images of a shard
+    label:Optional[str]=None, # Their class, for a network that is told labels; what they were drawn as, if left out
 ):
     "Bring smoothed images back to clean ones (stage 2), in shards: started again, it goes on"
     _check(batch_size=(batch_size, COUNT), seed=(seed, SEED))
     from distsmooth.engine.shards import denoise_shards
-    _show(denoise_shards(model, samples, out, how, sigma, score, seed, batch_size, progress()), out)
+    label = _class_number(label)
+    _show(denoise_shards(model, samples, out, how, sigma, score, seed, batch_size, progress(), label), out)
 
 # %% ../nbs/engine/cli.ipynb #74feb086
 def import_(

@@ -46,6 +46,7 @@ class Subject:
         extractor:str=None, # Whose features samples are compared by; if left out, the classifier in the box for digits
         seed:int=0, # Of the noise on test images
         progress:bool=True, # Show a bar for each cell
+        reference:int=None, # Test images that samples are compared with; all if left out
     ):
         files = read_files(model)
         self.parts = parts_from(files)
@@ -58,7 +59,7 @@ class Subject:
         self.test, self.train = (load_dataset(data, split, root, size) for split in ('test', 'train'))
         usual = 'digits' if data in DIGIT_DATA else 'efficientnet-lite0'
         self.extractor = load_extractor(extractor or usual, device=self.device)
-        self._features = {}
+        self.reference, self._features = reference or len(self.test), {}
         shape = tuple(images(self.test, torch.arange(1)).shape[1:])
         if shape != self.net.event_shape:
             raise ValueError(f'model must draw images {shape} like the data {data!r}, '
@@ -71,7 +72,7 @@ def settings(self:Subject) -> dict: # Plain values
     first = images(self.test, torch.arange(min(16, len(self.test))))
     data = dict(name=str(self.data), images=len(self.test), sha256=sha256(first.numpy().tobytes()).hexdigest())
     return dict(version=distsmooth.__version__, weights=self.weights, kernel=str(self.kernel), data=data,
-                batch_size=self.batch_size, chunk=CHUNK, seed=self.seed,
+                batch_size=self.batch_size, chunk=CHUNK, seed=self.seed, reference=self.reference,
                 extractor=[self.extractor.name, self.extractor.weights_sha256])
 
 @patch
@@ -243,7 +244,6 @@ WAYS = {'raw': 'raw', 'smoothed': 'smoothed, as they are', 'single_step-joint': 
 def ways(self:Subject) -> list: # Of names in `WAYS`
     "The ways to samples that the networks allow"
     has, smooth = set(self.parts), 'smooth' in self.parts
-    if self.net.n_classes: return []
     single = ['single_step-joint', 'single_step-local'] if smooth and isinstance(self.kernel, GaussianKernel) else []
     return [*['raw']*('raw' in has), *['smoothed']*smooth, *single, *['two_step']*({'smooth', 'reverse'} <= has)]
 
@@ -251,7 +251,6 @@ def ways(self:Subject) -> list: # Of names in `WAYS`
 def left_out(self:Subject) -> list: # Of str
     "What these networks don't allow, and why"
     gaussian, has, said = isinstance(self.kernel, GaussianKernel), self.parts, []
-    if self.net.n_classes: return ['samples: the networks are told labels, and `distsmooth sample` draws without any']
     for part in ('smooth', 'reverse', 'raw'):
         if part not in has: said.append(f'all that needs the network {part}: there is none')
     if not gaussian: said.append(f'the single step: it holds for Gaussian noise alone, not for {self.kernel}')
@@ -282,7 +281,7 @@ def features(self:Subject,
     "Real images, as the extractor sees them; worked out once"
     if ('compared', n) not in self._features:
         some = torch.utils.data.Subset(self.train, range(min(4*n, len(self.train))))
-        real = {'test images': self.test, 'training images': some}
+        real = {'test images': torch.utils.data.Subset(self.test, range(self.reference)), 'training images': some}
         read = lambda name, x: extract_features(x, self.extractor, None, f'{self.data}, {name}')
         self._features['compared', n] = [read(name, x) for name, x in real.items()]
     return self._features['compared', n]
