@@ -331,6 +331,8 @@ def pack(
     parts:list[str], # Folders of runs or imports
     out:str, # Folder for the model
     sigma:Optional[float]=None, # Noise level it starts from; that of the first folder if left out
+    half:bool=False, # Write the weights as float16: half the size; they are read as float32
+    note:str='', # A paragraph for the card
 ):
     "Put networks together into one model, with a card that says what they are"
     _folder(out)
@@ -345,8 +347,9 @@ def pack(
     kernel = kernels.pop()
     kernel = kernel if sigma is None else type(kernel)(sigma)
     sm = SmoothedModel(kernel=kernel, **{k: v for f in found for k, v in f.items()})
+    if half: sm.half()
     sm.save_pretrained(out)
-    _write_card(sm, {part: Path(folder) for folder, f in zip(parts, found) for part in f}, Path(out))
+    _write_card(sm, {part: Path(folder) for folder, f in zip(parts, found) for part in f}, Path(out), note)
     print(f'wrote {out}: {kernel}\n{table([_network(*part) for part in sm.named_children()])}')
 
 # %% ../nbs/engine/cli.ipynb #3a905693
@@ -361,7 +364,7 @@ tags: [autoregressive, pixelcnn, distribution-smoothing]
 
 An autoregressive model of images by distribution smoothing: {parts}, and {kernel} between clean and smoothed images.
 
-{sizes}
+{sizes}{note}
 
 ## What they were trained on, and how
 
@@ -378,7 +381,7 @@ Of test images, by the averaged weights that are here; the logs are in `log.csv`
 ```python
 from distsmooth import SmoothedModel
 sm = SmoothedModel.from_pretrained({name!r})  # a folder, or a hub id
-x = sm.sample(16, denoise={way!r})
+x = sm.sample(16, denoise={way!r}{label})
 ```
 """
 
@@ -392,18 +395,29 @@ def _trained(part, folder):
     "A row about how a network was trained, from its recipe"
     import yaml
     file = folder/'recipe.yaml'
-    if not file.is_file(): return dict(part=part, data='not known', noise='', steps='', batch_size='', seed='')
+    if not file.is_file(): return dict(part=part, data='not known', noise='', steps='', batch_size='', seed='', minutes='')
     r = yaml.safe_load(file.read_text(encoding='utf8'))
     o, t = r['objective'], r['train']
     level = ' to '.join(f'{s:g}' for s in o['sigma_range'] or [o['sigma']])
     return dict(part=part, data=r['data']['name'], noise='none' if part == 'raw' else f'{o["kernel"]} {level}',
-                steps=t['steps'] or f'{t["epochs"]} epochs', batch_size=t['batch_size'], seed=t['seed'])
+                steps=t['steps'] or f'{t["epochs"]} epochs', batch_size=t['batch_size'], seed=t['seed'],
+                minutes=_minutes(_log(folder), t['batch_size']))
+
+def _log(folder):
+    "The lines of a run's log"
+    import csv
+    file = folder/'log.csv'
+    return list(csv.DictReader(file.read_text(encoding='utf8').splitlines())) if file.is_file() else []
+
+def _minutes(lines, batch_size):
+    "How long a run took, by the speed that its log states"
+    steps = [int(r['step']) for r in lines]
+    spent = sum((b - a)*batch_size/float(r['images_per_second']) for a, b, r in zip([0, *steps], steps, lines))
+    return f'{spent/60:.0f}' if lines else ''
 
 def _judged(part, folder):
     "A row about how good a network was in the end, from its log"
-    import csv
-    file = folder/'log.csv'
-    lines = list(csv.DictReader(file.read_text(encoding='utf8').splitlines())) if file.is_file() else []
+    lines = _log(folder)
     last = next((r for r in reversed(lines) if r['test_nats_per_dim']), None)
     if last is None: return dict(part=part, step='', **{'nats/dim': 'not known', 'bits/dim': 'not known', 'of': ''})
     return dict(part=part, step=last['step'], **{'nats/dim': last['test_nats_per_dim'],
@@ -413,13 +427,14 @@ def _own(folder, part):
     "The folder with the log of a part: a run's own, or one in a packed model"
     return folder/part if (folder/part/'log.csv').is_file() else folder
 
-def _write_card(sm, folders, out):
+def _write_card(sm, folders, out, note=''):
     "README.md of a packed model, and the recipes and logs that it was written from"
     from distsmooth.engine.checkpoint import write_whole
     folders = {part: _own(folder, part) for part, folder in folders.items()}
     text = _CARD.format(
         name=out.resolve().name, kernel=sm.kernel, parts=', '.join(f'`{p}`' for p in folders),
-        way='two_step' if sm.reverse is not None else 'single_step',
+        way='two_step' if sm.reverse is not None else 'single_step', label=', label=0' if sm.smooth.n_classes else '',
+        note=note and f'\n\n{note}',
         sizes=_markdown([_network(*part) for part in sm.named_children()]),
         how=_markdown([_trained(*item) for item in folders.items()]),
         good=_markdown([_judged(*item) for item in folders.items()]))
