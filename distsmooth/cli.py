@@ -198,6 +198,8 @@ def evaluate(
     _check_json(json)
     from distsmooth.engine.cells import as_time
     from distsmooth.engine.evaluate import evaluate_model, evaluation_text
+    from distsmooth.engine.fused import keep_memory
+    keep_memory()
     result = evaluate_model(model, n, json, sigmas, seeds, iwae, images, data, root, size, out, extractor, batch_size)
     print(f'\n{evaluation_text(result)}\n\n{as_time(result["seconds"])} in all')
     if json: print(f'wrote {json}; the samples and what else was finished are in {out or f"{json}.parts"}')
