@@ -152,16 +152,17 @@ def cifar10(model='cifar10-16', data='cifar10', size=16, n=1300, few=500, fd=.3,
     `n` samples of raw and at sigma `fd`, `few` at the other levels; samples draw each class in turn."""
     keep_memory()
     e = Subject(model, data, size=size, reference=reference, floors=1)
-    how = dict(metrics=('FD', 'KID', 'MIND'), groups=5)
+    measured = dict(metrics=('FD', 'KID', 'MIND'), groups=5)
     ways = [w for w in ORDER if w in e.ways()]
     cells = e.likelihood_cells(images, sigmas, iwae) + e.denoising_cells(images, sigmas)
     if e.net.n_classes:
-        asked = [('raw', None), ('smooth', fd), ('two_step', fd)]
+        asked = [('raw', None)]*('raw' in ways) + [('smooth', fd)] + [('two_step', fd)]*('two_step' in ways)
         cells += [e.class_cell(part, sigma, classified) for part, sigma in asked]
-    cells += e.sample_cells(n, [fd], [seed], ways, **how)
+    cells += e.sample_cells(n, [fd], [seed], ways, **measured)
     for s in sigmas:
-        if s != fd: cells += e.sample_cells(few, [s], [seed], [w for w in ways if w != 'raw'], **how)
+        if s != fd: cells += e.sample_cells(few, [s], [seed], [w for w in ways if w != 'raw'], **measured)
     near_of = [('real', None), ('raw', None), ('single_step-joint', fd), ('two_step', fd)]
     cells += [e.neighbour_cell(way, sigma, near) for way, sigma in near_of if way in ('real', *ways)]
-    cells += [e.completion_cell(h, s, completed) for h, s in (('real', None), ('raw', None), ('detour', fd))]
+    halves = [('real', None), *[('raw', None)]*('raw' in ways), *[('detour', fd)]*('two_step' in ways)]
+    cells += [e.completion_cell(how, sigma, completed) for how, sigma in halves]
     return cells, e.settings, dict(model=e.describe(), left_out=e.left_out())
