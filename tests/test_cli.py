@@ -148,7 +148,7 @@ def test_choices_and_groups_are_those_of_the_library():
 def test_out_is_a_file(tmp_path):
     (tmp_path/'f').write_text('mine')
     assert 'out must be a folder' in refused('demo', '--out', str(tmp_path/'f')) and (tmp_path/'f').read_text() == 'mine'
-    assert "name must be one of ['digits'" in refused('demo', '--model', 'cats', '--out', str(tmp_path/'o'))
+    assert "name must be one of ['cifar10-16', 'digits'" in refused('demo', '--model', 'cats', '--out', str(tmp_path/'o'))
 
 @pytest.mark.parametrize('interrupted, kept', [(2, 2), (3, 4)], ids=['in the second batch', 'in the third batch'])
 def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, capsys, interrupted, kept):

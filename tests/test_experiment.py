@@ -405,7 +405,7 @@ def printed(capsys, *args):
     return yaml.safe_load(capsys.readouterr().out)
 
 def test_the_recipes_there_are():
-    assert set(recipe_names()) == {*PUBLISHED, *(f'{of}-{part}' for of in ('box', 'digits') for part in ('smooth', 'reverse', 'raw'))}
+    assert set(recipe_names()) == {*PUBLISHED, *(f'{of}-{part}' for of in ('box', 'digits', 'cifar10-16') for part in ('smooth', 'reverse', 'raw'))}
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_published_values(name, capsys):
