@@ -20,8 +20,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .checks import as_generator, check_each, check_given, check_images, check_number
-from .checks import check_one_of, check_options, check_sigma, check_tensor, hides_values
+from .checks import able, as_generator, as_tensor, check_each, check_floats
+from .checks import check_function, check_given, check_images, check_number, check_path
+from .checks import check_one_of, check_options, check_sigma, check_tensor, checked
+from .checks import hides_values
 from .logistic import (TRANSFORMS, DiscretizedLogisticMixture, LogisticMixture,
                                  check_levels, n_params)
 from .registry import faster
@@ -60,10 +62,12 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
 
     def mixture(self, params):
         "The mixtures of `params` (B, P, H, W); 16 bits are widened first"
-        wide = params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
+        dtype = check_floats(params, 'params').dtype
+        wide = params.float() if dtype in (torch.bfloat16, torch.float16) else params
         return HEADS[self.head](wide, self.channels)
 
     @classmethod
+    @checked()
     def from_config(cls,
         config:dict, # Saved arguments; 0.1 wrote `sigmas` for `sigma_range`
     ):
@@ -71,6 +75,7 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
         return cls(**{'sigma_range' if name == 'sigmas' else name: v for name, v in config.items()})
 
     @classmethod
+    @checked(folder=check_path)
     def from_pretrained(cls,
         folder, # Of `save_pretrained`, or a hub id
         **hub # Of `PyTorchModelHubMixin`
@@ -82,6 +87,7 @@ class Autoregressive(nn.Module, PyTorchModelHubMixin):
         return super().from_pretrained(folder, **hub)
 
 # %% ../nbs/course/04_autoregressive.ipynb #11526006
+@checked(f=check_function)
 def gradient(
     f, # From (B, ...) to (B,), row by row
     x:torch.Tensor, # (B, ...)
@@ -94,6 +100,7 @@ def gradient(
 # %% ../nbs/course/04_autoregressive.ipynb #9188fa0e
 BATCH = 25_000  # 32 digits
 
+@checked(f=check_function, batch_size=None)
 def in_batches(
     f, # `f(dist, x)`, each row by itself
     batch_size:int, # Images at once; None for `BATCH` numbers
@@ -113,6 +120,7 @@ def _log_prob(dist, x):
     params = dist.model(x, **dist.conditions)
     return dist.model.mixture(params).log_prob(x).flatten(1).sum(1)
 
+@checked(x=check_floats)
 def check_defined(
     x:torch.Tensor, # (B, ...) what a model gave
     what:str, # Its name in the error
@@ -133,6 +141,7 @@ def check_defined(
 # %% ../nbs/course/04_autoregressive.ipynb #43cd4763
 class ModelDistribution:
     "What a model says under given conditions, in the manner of `torch.distributions`"
+    @checked(model=able('check_conditions'))
     def __init__(self,
         model:Autoregressive,
         **conditions # `context`, `label`, `sigma`
@@ -180,7 +189,8 @@ def check_conditions(self:Autoregressive, context=None, label=None, sigma=None, 
     if given(context, 'context', context_channels=self.context_channels):
         check_tensor(context, 'context', n, self.context_channels, *self.size)
     if given(label, 'label', n_classes=self.n_classes):
-        check_each(torch.as_tensor(label), 'label', f'[0, {self.n_classes-1}]', whole=True, n=n)
+        label = as_tensor(label, 'label')
+        check_each(label, 'label', f'[0, {self.n_classes-1}]', whole=True, n=n)
     if given(sigma, 'sigma', sigma_range=self.sigma_range): check_sigma(sigma, n=n)
 
 # %% ../nbs/course/04_autoregressive.ipynb #a7c99fad
@@ -333,6 +343,8 @@ def _to_draw_from(model, dtype=None):
     "A copy in evaluation mode; the engine works out its weight norms, too"
     return copy.deepcopy(model).eval().requires_grad_(False).to(dtype=dtype)
 
+@checked(dist=able('mixture'), transform=TRANSFORMS, temperature='(0, inf)',
+         **dict.fromkeys(['uniforms', 'method', 'known', 'mask', 'out']))
 def draw(
     dist, # A `ModelDistribution`, or a model without conditions
     uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]
@@ -347,8 +359,7 @@ def draw(
     "Draw samples while the caller looks on; wrong arguments raise an error at once"
     dist = dist if isinstance(dist, ModelDistribution) else dist.dist()
     model = dist.model
-    check_one_of(method, 'method', METHODS), check_one_of(transform, 'transform', TRANSFORMS)
-    check_number(temperature, 'temperature', '(0, inf)')
+    check_one_of(method, 'method', METHODS)
     like, shape = _type_of(model, uniforms), ('B', model.channels+1, *model.size)
     check_tensor(uniforms, 'uniforms', *shape, low=0, high=1, **like)
     model.check_conditions(**dist.conditions, n=len(uniforms))
@@ -408,6 +419,7 @@ def _drawing(x):
 OPTIONS = 'method', 'known', 'mask', 'transform', 'temperature', 'out', 'dtype'  # of `draw`
 
 @patch
+@checked(uniforms=None)
 def from_uniforms(self:ModelDistribution,
     uniforms:torch.Tensor, # (n, C+1, H, W) in [0, 1]: the same give the same samples
     progress:bool=False, # Show a bar
@@ -439,6 +451,7 @@ def sample(self:ModelDistribution,
     return x if tuple(shape) or self.batch_shape else x[0]
 
 @patch
+@checked(n='[1, inf)')
 def sample(self:Autoregressive,
     n:int=None, # Samples, unless `uniforms` or a condition say how many
     context=None, label=None, sigma=None, # As for `dist`

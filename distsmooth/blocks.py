@@ -12,11 +12,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .checks import check_given, check_number, check_sigma
+from .checks import check_function, check_given, check_sigma, check_sigma_range
+from .checks import checked
 from .masked import WeightNorm, WeightNormConv2d
 from .registry import faster
 
 # %% ../nbs/course/07_blocks.ipynb #57da62f4
+@checked(n_in='[1, inf)', n_out='[1, inf)')
 def pointwise(
     n_in:int, # Channels in
     n_out:int, # Channels out
@@ -59,6 +61,8 @@ class Dropout(nn.Dropout):
 # %% ../nbs/course/07_blocks.ipynb #a9793a0c
 class GatedResidual(nn.Module):
     "The block of PixelCNN++ (Salimans et al. 2017): `x + a*sigmoid(b)`, with side inputs"
+    @checked(n_filters='[1, inf)', conv=check_function, n_skip='[0, inf)', n_context='[0, inf)',
+             n_cond='[0, inf)', dropout='[0, 1]')
     def __init__(self,
         n_filters:int, # Channels of the stream
         conv, # `conv(n_in, n_out)` makes one of its two convolutions
@@ -118,6 +122,7 @@ def _scales(model, scale, gate_scale):
 
 # %% ../nbs/course/07_blocks.ipynb #2b418d9b
 @torch.no_grad()
+@checked(scale='(0, inf)', gate_scale='(0, inf)')
 def data_dependent_init(
     model:nn.Module, # Changed in place; run in the mode (training or not) that it is in
     *args, # One batch, as the model takes it
@@ -126,9 +131,7 @@ def data_dependent_init(
     **kwargs # More of the batch, by name
 ) -> nn.Module: # `model`
     "Set gains and biases so that convolutions give mean 0, spread `scale` (Salimans & Kingma 2016)"
-    scale = check_number(scale, 'scale', '(0, inf)')
-    gate_scale = scale if gate_scale is None else check_number(gate_scale, 'gate_scale', '(0, inf)')
-    scales = _scales(model, scale, gate_scale)
+    scales = _scales(model, scale, scale if gate_scale is None else gate_scale)
     hooks = [m.register_forward_hook(partial(_standardise, scale=s)) for m, s in scales.items()]
     try: model(*args, **kwargs)
     finally:
@@ -138,6 +141,7 @@ def data_dependent_init(
 # %% ../nbs/course/07_blocks.ipynb #11d5ca21
 class ContextEncoder(nn.Module):
     "A small U-net, free to look everywhere: features of the context at each resolution"
+    @checked(channels='[1, inf)', n_filters='[1, inf)', n_levels='[1, inf)', dropout='[0, 1]')
     def __init__(self,
         channels:int, # Channels of the context
         n_filters:int, # Channels of the U-net
@@ -162,13 +166,14 @@ class ContextEncoder(nn.Module):
 # %% ../nbs/course/07_blocks.ipynb #07aa097e
 class SigmaEmbedding(nn.Module):
     "A vector for a noise level: cosines of its place in the range, and two linear layers"
+    @checked(sigma_range=None, n_filters='[1, inf)', n_cosines='[1, inf)')
     def __init__(self,
         sigma_range:tuple, # (lowest, highest)
         n_filters:int, # Length of the vector
         n_cosines:int=8, # Fineness of the code
     ):
         super().__init__()
-        self.sigma_range, self.n_cosines = sigma_range, n_cosines
+        self.sigma_range, self.n_cosines = check_sigma_range(sigma_range), n_cosines
         layers = nn.Linear(n_cosines, n_filters), nn.ELU(), nn.Linear(n_filters, n_filters)
         self.layers = nn.Sequential(*layers)
     def forward(self, sigma):

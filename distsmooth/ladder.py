@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from .autoregressive import Autoregressive
-from .checks import check_number, check_one_of, check_sigma, check_sigma_range
-from .checks import check_tensor
+from .checks import able, as_numbers, check_function, check_number, check_one_of
+from .checks import check_sigma_range, check_tensor, checked
 from .denoising import single_step
 from .made import MADE
 from .smoothing import GaussianKernel
@@ -21,14 +21,14 @@ from .smoothing import GaussianKernel
 # %% ../nbs/course/16_ladder.ipynb #09f96386
 LADDER_WAYS = 'ladder', 'single_step', None  # from the lowest noisy image to the clean one
 
+@checked(low='(0, inf)', n='[1, inf)')
 def geometric(
     high:float, # The first one
     low:float, # The last one
     n:int, # How many; for one alone, the middle of the two
 ) -> list: # Of n floats, falling
     "Noise levels in equal ratios"
-    check_sigma(low), check_number(high, 'high', f'({float(low)}, inf)')
-    check_number(n, 'n', '[1, inf)', whole=True)
+    check_number(high, 'high', f'({float(low)}, inf)')
     places = [i/(n - 1) for i in range(n)] if n > 1 else [.5]
     return [high*(low/high)**place for place in places]
 
@@ -38,6 +38,9 @@ def _gap(high, low): return (high - low)*(high + low)  # variance of the noise b
 NO_NOISE = 1/255  # half the width of an 8-bit level: far less noise than that is as good as none
 _UNIT = math.asinh(1/NO_NOISE)
 
+def _levels(value, name): return as_numbers(value, name, '[0, inf)')
+
+@checked(x_high='B C H W', high=_levels, low=_levels)
 def rung_context(
     x_high:torch.Tensor, # (B, C, H, W) images at the upper end
     high, # Their noise level, or (B,) of them
@@ -49,6 +52,7 @@ def rung_context(
     planes = [(s/NO_NOISE).asinh()/_UNIT + torch.zeros_like(x_high[:, :1]) for s in ends]
     return torch.cat([x_high, *planes], 1)
 
+@checked(context='B C H W')
 def rung_ends(
     context:torch.Tensor, # (B, C+2, H, W), from `rung_context`
 ) -> tuple: # (high, low), (B, 1, H, W) each
@@ -69,11 +73,14 @@ class RungMADE(MADE):
         context:torch.Tensor, # (B, 3, H, W), from `rung_context`
     ) -> torch.Tensor: # (B, 3*n_mix, H, W)
         "Each pixel's mixture, around the pixel above it"
+        check_tensor(x, 'x', 'B', *self.event_shape)
+        self.check_conditions(context, n=len(x))
         x_high, step = context[:, :1], _gap(*rung_ends(context)).sqrt()
         logits, means, log_scales = super().forward((x - x_high)/step, context).chunk(3, 1)
         return torch.cat([logits, x_high + step*means, step.log() + log_scales], 1)
 
 # %% ../nbs/course/16_ladder.ipynb #8328c0b4
+@checked(sigmas=_levels)
 def rungs_of(
     sigmas, # Noise levels, falling
 ): # `pick(n, generator)` gives (high, low), (n,) each
@@ -84,6 +91,7 @@ def rungs_of(
         return levels[k], levels[k+1]
     return pick
 
+@checked(sigma_range=None, clean='[0, 1]')
 def any_rungs(
     sigma_range:tuple, # (lowest, highest)
     clean:float=.3, # Share of rungs that lead to clean images
@@ -96,6 +104,7 @@ def any_rungs(
         return s.amax(0).maximum(1.001*low), low
     return pick
 
+@checked(pick=check_function)
 def rung_objective(
     pick, # `rungs_of(sigmas)` or `any_rungs(sigma_range)`
 ): # An objective, as `train` takes it
@@ -111,13 +120,15 @@ def rung_objective(
 # %% ../nbs/course/16_ladder.ipynb #5dc3845f
 class Ladder(nn.Module):
     "A model of the noisiest images, and one network for all rungs from there down to clean ones"
+    @checked()
     def __init__(self,
         smooth:Autoregressive, # `p(x_1)`, of images at the first sigma
         reverse:Autoregressive=None, # `p(x_low | x_high)`; told its ends by `context_channels`
-        sigmas=(.5,), # Noise levels, falling; none for a ladder of one rung, `smooth` alone
+        sigmas:tuple=(.5,), # Noise levels, falling; none for a ladder of one rung, `smooth` alone
     ):
         super().__init__()
-        self.smooth, self.reverse, self.sigmas = smooth, reverse, tuple(map(check_sigma, sigmas))
+        self.smooth, self.reverse = smooth, reverse
+        self.sigmas = tuple(check_number(s, 'sigmas', '(0, inf)') for s in sigmas)
         self.levels = *self.sigmas, 0.
         self.ends = list(zip(self.levels, self.levels[1:]))
         if not all(high > low for high, low in self.ends):
@@ -142,6 +153,7 @@ def top(self:Ladder):
     return self.smooth.dist_at(self.levels[0])
 
 @patch
+@checked(k='[0, inf)', x_high='B C H W')
 def rung(self:Ladder,
     k:int, # Which, from 0: it leads from `levels[k]` to `levels[k+1]`
     x_high:torch.Tensor, # (B, C, H, W) images at its upper end
@@ -162,6 +174,7 @@ def uniforms(self:Ladder,
     return [net.uniforms(n, generator) for net in nets]
 
 @patch
+@checked()
 def descend(self:Ladder,
     uniforms:list, # From `uniforms(n)`
     **options # Of `ModelDistribution.from_uniforms`
@@ -176,6 +189,7 @@ def descend(self:Ladder,
 # %% ../nbs/course/16_ladder.ipynb #d00d83ce
 class RungMarginal(nn.Module):
     "`log p(x_low)` up to a constant, from the rung above: Bayes' rule takes out what `x_high` says"
+    @checked(rung=able('log_prob'), x_high='B C H W')
     def __init__(self,
         rung, # A `ModelDistribution`: `p(x_low | x_high)`
         x_high:torch.Tensor, # (B, C, H, W)
@@ -183,6 +197,7 @@ class RungMarginal(nn.Module):
     ):
         super().__init__()
         self.model, self.rung, self.x_high, self.kernel = rung.model, rung, x_high, kernel
+    @checked(x='B C H W')
     def log_prob(self, x):
         "(B,) nats of images `x` at the lower end, differentiable in `x`"
         return self.rung.log_prob(x) - self.kernel.log_prob(self.x_high, x)
@@ -196,6 +211,7 @@ def _step_down(self:Ladder, path, score):
 
 # %% ../nbs/course/16_ladder.ipynb #e2cdfe14
 @patch
+@checked(n='[1, inf)', denoise=None)
 def sample(self:Ladder,
     n:int=None, # Samples; may be left out if `uniforms` are given
     denoise:str='ladder', # The last rung: 'ladder', 'single_step', or None: stay at the last sigma
@@ -208,7 +224,6 @@ def sample(self:Ladder,
     check_one_of(denoise, 'denoise', LADDER_WAYS)
     if self.reverse is None and self.sigmas and denoise == 'ladder':
         raise ValueError("denoise='ladder' needs a reverse network: none here, use 'single_step'")
-    n = n if uniforms is not None else check_number(n, 'n', '[1, inf)', whole=True)
     if uniforms is None: uniforms = self.uniforms(n, generator)
     rungs = None if denoise == 'ladder' else max(len(self.sigmas), 1)
     path = list(self.descend(uniforms[:rungs], **options))
@@ -216,6 +231,7 @@ def sample(self:Ladder,
 
 # %% ../nbs/course/16_ladder.ipynb #37600613
 @patch
+@checked(x='B C H W')
 def climb(self:Ladder,
     x:torch.Tensor, # (B, C, H, W) clean images
     generator=None, # A `torch.Generator`
@@ -226,6 +242,7 @@ def climb(self:Ladder,
     return noisy[:0:-1]
 
 @patch
+@checked(x='B C H W')
 def log_weight(self:Ladder,
     x:torch.Tensor, # (B, C, H, W) clean images
     noisy:list, # From `climb(x)`

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 # %% ../nbs/course/13_likelihood.ipynb #312d5301
 import torch
 from tqdm.auto import tqdm
-from .checks import check_number, check_one_of, check_tensor
+from .checks import able, as_tensor, check_number, check_one_of, check_tensor, checked
 from .logistic import quantize
 from .pipeline import PARTS, SmoothedModel
 from .smoothing import Kernel
@@ -36,6 +36,7 @@ class BitsPerDim:
     def __str__(self):
         of = '' if self.of == 'images' else f' {self.of}'
         return f'{self.value:.4f} ± {self.stderr:.4f} {self.unit}, {self.kind}, n={self.n}{of}'
+    @checked(other=able('unit', 'n', 'values'))
     def minus(self, other):
         "(difference, its standard error), image by image; `ValueError` if units or `n` differ"
         if (self.unit, self.n) != (other.unit, other.n):
@@ -123,10 +124,11 @@ def _rows(value, i):
 
 def _labels(label, n):
     if label is None: return None
-    label = torch.as_tensor(label)
+    label = as_tensor(label, 'label')
     if label.numel() in (1, n): return label
     raise ValueError(f'label must be one or ({n},) of them, got {label.numel()}')
 
+@checked(k='[1, inf)', batch_size='[1, inf)', sigma=None, label=None)
 def log_weights(
     model:SmoothedModel, # With a reverse model
     x:torch.Tensor, # (n, C, H, W) clean images
@@ -140,14 +142,13 @@ def log_weights(
 ) -> torch.Tensor: # (n, k) nats, float64
     "`log_weight` of `k` draws for each image; the first are the same for every `k`"
     check_tensor(x, 'x', 'n', *model.smooth.event_shape)
-    check_number(k, 'k', '[1, inf)', whole=True)
-    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     x, label = x.to(_device(model, x)), _labels(label, len(x))
     def log_prob(i, y): return model.log_weight(x[i], y, sigma, _rows(label, i))
     batches = _noisy(model.kernel_at(sigma), x, k, generator, batch_size)
     return _log_probs(model, log_prob, batches, len(x), k, progress)
 
 # %% ../nbs/course/13_likelihood.ipynb #1b2983bc
+@checked(log_weights='n K')
 def iwae(
     log_weights:torch.Tensor, # (n, K) nats
     k:int, # Draws the bound is made of, at most K
@@ -229,6 +230,7 @@ def _ask_reverse(sm, x, kind, kernel, label):
     return _Asked(sm, net.head, log_prob, label, kernel, kind=kind, of=f'{of} sigma={sigma:g}')
 
 # %% ../nbs/course/13_likelihood.ipynb #de962533
+@checked(model=able('modules'), kind=None, context=None, label=None, batch_size='[1, inf)')
 def bits_per_dim(
     model, # A `SmoothedModel`, or one network: an `Autoregressive`
     x:torch.Tensor, # (n, C, H, W) images in [-1, 1]; clean ones for a `SmoothedModel`
@@ -245,7 +247,6 @@ def bits_per_dim(
 ) -> BitsPerDim:
     "Bits/dim of images, streamed; a `ValueError` where that number would not be one"
     k = _draws(kind)
-    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
     net = model.smooth if isinstance(model, SmoothedModel) else model
     x, dims = check_tensor(x, 'x', 'n', *net.event_shape).to(_device(net, x)), net.dims
     label = _labels(label, len(x))

@@ -12,15 +12,16 @@ import math
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .checks import check_number, check_one_of, check_tensor, hides_values
+from .checks import as_generator, check_floats, check_number, check_one_of
+from .checks import check_tensor, checked, hides_values
 
 # %% ../nbs/course/03_logistic.ipynb #4d351737
+@checked(channels=(1, 3), n_mix='[1, inf)')
 def n_params(
     channels:int, # 1 or 3
     n_mix:int, # Components
 ) -> int:
     "How many numbers a network puts out for one pixel"
-    check_one_of(channels, 'channels', (1, 3)), check_number(n_mix, 'n_mix', '[1, inf)', whole=True)
     return n_mix * {1: 3, 3: 10}[channels]
 
 # %% ../nbs/course/03_logistic.ipynb #2531bbaf
@@ -178,7 +179,7 @@ def sample(self:LogisticMixture,
 ) -> torch.Tensor: # (B, C, H, W)
     "One sample of every pixel"
     (B, C, H, W), like = self.shape, self.means
-    device = generator.device if generator else like.device
+    device = generator.device if as_generator(generator) else like.device
     uniforms = torch.rand(B, C+1, H, W, generator=generator, dtype=like.dtype, device=device)
     return self.from_uniforms(uniforms.to(like.device))
 
@@ -203,6 +204,7 @@ def mean(self:LogisticMixture) -> torch.Tensor: # (B, C, H, W)
     return (self.logits.exp()[:, None]*torch.stack(values, 1)).sum(2)
 
 # %% ../nbs/course/03_logistic.ipynb #3bed44a5
+@checked(a=check_floats, b=check_floats, width=check_floats)
 def log_sigmoid_diff(
     a:torch.Tensor, # Upper ends
     b:torch.Tensor, # Lower ends, `b < a`
@@ -213,6 +215,7 @@ def log_sigmoid_diff(
     return F.logsigmoid(a) + F.logsigmoid(-b) + torch.log(-torch.expm1(minus_width))
 
 # %% ../nbs/course/03_logistic.ipynb #15d0c155
+@checked(x=check_floats)
 def quantize(
     x:torch.Tensor, # Values on any scale, any shape
 ) -> torch.Tensor: # The nearest of the 256 levels of [-1, 1]
@@ -224,7 +227,7 @@ def check_levels(
     name:str, # Of the images, for the error
 ) -> torch.Tensor: # `x`
     "`x` itself; a `ValueError` unless every value is one of the 256 levels, up to rounding"
-    if hides_values(x): return x
+    if hides_values(check_floats(x, name)): return x
     off = (x - quantize(x)).abs().max()
     if not off <= 1e-3: raise ValueError(
         f'{name} must hold 8-bit levels, -1 + k*2/255, found values {off:.3g} off: '

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .autoregressive import Autoregressive
-from .checks import check_number, check_tensor
+from .checks import as_numbers, as_tensor, check_each, check_tensor, checked
 
 # %% ../nbs/course/05_made.ipynb #3ddc08c1
 class MaskedLinear(nn.Linear):
@@ -18,7 +18,7 @@ class MaskedLinear(nn.Linear):
     def __init__(self,
         mask:torch.Tensor, # (n_out, n_in) of 0 and 1
     ):
-        check_tensor(mask.float(), 'mask', 'n_out', 'n_in')
+        mask = check_tensor(as_numbers(mask, 'mask'), 'mask', 'n_out', 'n_in')
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError(f'mask must hold 0 and 1 only, got {mask.unique().tolist()[:5]}')
         super().__init__(mask.shape[1], mask.shape[0])
@@ -32,13 +32,15 @@ def _orders(n_units, n_inputs):
     units = torch.arange(n_units)
     return units % n_inputs if n_units >= n_inputs else units*n_inputs//n_units
 
+@checked(n_inputs='[1, inf)')
 def made_masks(
     n_inputs:int, # Length of the vector
     n_hidden, # Units of each hidden layer
 ) -> list: # Masks (n_out, n_in), one a layer
     "Masks of a MADE (Germain et al. 2015): output `i` depends on the inputs before `i` alone"
-    check_number(n_inputs, 'n_inputs', '[1, inf)', whole=True)
-    if isinstance(n_hidden, int) or not n_hidden or min(n_hidden) < 1:
+    units = as_tensor(n_hidden, 'n_hidden')
+    check_each(units, 'n_hidden', '[1, inf)', whole=True)
+    if not units.ndim or not len(units):
         raise ValueError(f'n_hidden must list the units of hidden layers, got {n_hidden!r}')
     inputs = torch.arange(1, n_inputs+1)
     orders = [inputs] + [_orders(n, n_inputs) for n in n_hidden]
@@ -67,6 +69,8 @@ class MADE(Autoregressive):
         context:torch.Tensor=None, # (B, context_channels, H, W)
     ) -> torch.Tensor: # (B, 3*n_mix, H, W) parameters of each pixel's mixture
         "From the pixels before each, and from all of the context"
+        check_tensor(x, 'x', 'B', *self.event_shape, finite=False)
+        self.check_conditions(context, n=len(x))
         h = x.flatten(1)
         for i, layer in enumerate(self.hidden):
             h = layer(h) if self.context is None else layer(h) + self.context[i](context.flatten(1))

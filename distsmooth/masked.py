@@ -10,10 +10,13 @@ __all__ = ['KERNELS', 'SHIFTS', 'causal_mask', 'MaskedConv2d', 'shift_padding', 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .checks import check_number, check_one_of
+from .checks import as_tensor, check_each, check_one_of, checked
 from .registry import faster
 
 # %% ../nbs/course/06_masked.ipynb #4925cf68
+_COUNT = '[1, inf)'
+
+@checked(n_in=_COUNT, n_out=_COUNT, kernel_size=_COUNT, kind=('A', 'B'), colours=_COUNT)
 def causal_mask(
     n_in:int, # Channels in, a multiple of `colours`
     n_out:int, # Channels out, a multiple of `colours`
@@ -22,8 +25,7 @@ def causal_mask(
     colours:int=1, # 3 if channels are grouped as red, green, blue
 ) -> torch.Tensor: # (n_out, n_in, kernel_size, kernel_size) of 0 and 1
     "A kernel's mask: the pixels before its own, and in its own the earlier colours"
-    check_one_of(kind, 'kind', 'AB'), check_number(colours, 'colours', '[1, inf)', whole=True)
-    if kernel_size < 1 or not kernel_size % 2:
+    if not kernel_size % 2:
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
     if n_in % colours or n_out % colours:
         raise ValueError(f'n_in and n_out must be multiples of {colours=}, got {n_in} and {n_out}')
@@ -61,9 +63,11 @@ def shift_padding(
     direction:str='down', # 'down' or 'right'
 ) -> tuple: # (left, right, top, bottom) for `F.pad`
     "The padding that pushes a whole kernel into the past"
-    (kh, kw), down = kernel, check_one_of(direction, 'direction', KERNELS) == 'down'
-    if kh < 1 or kw < 1 or down and not kw % 2:
+    down = check_one_of(direction, 'direction', KERNELS) == 'down'
+    sides = check_each(as_tensor(kernel, 'kernel'), 'kernel', _COUNT, whole=True)
+    if sides.shape != (2,) or down and not sides[1] % 2:
         raise ValueError(f"kernel must be (height, width), odd width for 'down', got {kernel}")
+    kh, kw = kernel
     return (kw//2, kw//2, kh-1, 0) if down else (kw-1, 0, kh-1, 0)
 
 # %% ../nbs/course/06_masked.ipynb #a16c9711
@@ -110,6 +114,7 @@ SHIFTS = {'down': (0, 0, 1, -1), 'right': (1, -1, 0, 0)}  # (left, right, top, b
 
 class ShiftedConv2d(nn.Module):
     "A whole kernel, pushed into the past: (B, n_in, H, W) to (B, n_out, H/stride, W/stride)"
+    @checked(n_in=_COUNT, n_out=_COUNT, direction=KERNELS, stride=_COUNT)
     def __init__(self,
         n_in:int, # Channels in
         n_out:int, # Channels out
@@ -119,9 +124,9 @@ class ShiftedConv2d(nn.Module):
         shift:bool=False, # Exclude its own row (or column)
     ):
         super().__init__()
-        if stride < 1 or shift and stride > 1:
+        if shift and stride > 1:
             raise ValueError(f'stride must be at least 1, 1 for a layer with shift, got {stride}')
-        kernel = kernel or KERNELS[check_one_of(direction, 'direction', KERNELS)]
+        kernel = kernel or KERNELS[direction]
         self.direction, self.shift, self.pad = direction, shift, shift_padding(kernel, direction)
         # rows above its own that an output looks at
         self.reach = self.pad[2] + (shift and direction == 'down')
@@ -144,13 +149,14 @@ class ShiftedConv2d(nn.Module):
 # %% ../nbs/course/06_masked.ipynb #439e087c
 class ShiftedConvTranspose2d(nn.Module):
     "The way back up, as far-sighted as `ShiftedConv2d`: (B, n_in, H, W) to (B, n_out, 2*H, 2*W)"
+    @checked(n_in=_COUNT, n_out=_COUNT, direction=KERNELS)
     def __init__(self,
         n_in:int, # Channels in
         n_out:int, # Channels out
         direction:str='down', # 'down' or 'right'
     ):
         super().__init__()
-        kernel = KERNELS[check_one_of(direction, 'direction', KERNELS)]
+        kernel = KERNELS[direction]
         self.direction, cut = direction, (0, 1 if direction == 'down' else 0)
         self.conv = WeightNormConvTranspose2d(n_in, n_out, kernel, 2, cut, output_padding=cut)
     def forward(self, x): return self.conv(x)

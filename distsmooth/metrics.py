@@ -16,14 +16,19 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/course/14_metrics.ipynb #dedf75b2
-from .checks import check_number, check_one_of
+from .checks import check_one_of, check_tensor, checked
 from .features import AsTheyAre, extract_features, load_extractor, torchmetric
 
 # %% ../nbs/course/14_metrics.ipynb #c5737221
-def _batches(features):
-    return features.split(4096) if isinstance(features, torch.Tensor) else features
+def _batches(features, name):
+    several = hasattr(features, '__iter__') and not isinstance(features, torch.Tensor)
+    for f in features if several else [features]:
+        yield from check_tensor(f, name, 'n', *'DCHW'[:max(1, getattr(f, 'ndim', 0) - 1)]).split(4096)
 
-def _whole(features): return torch.cat(list(_batches(features))).double()
+def _whole(features, name):
+    batches = [f.double() for f in _batches(features, name)]
+    if not batches: raise ValueError(f'{name} must hold features, got none')
+    return torch.cat(batches)
 
 def _enough(name, n, needed, because):
     if n < needed: raise ValueError(f'n must be at least {needed} for {name}, got {n}: {because}')
@@ -33,7 +38,7 @@ def confidence(
     logits, # Of the classes (n, K), or an iterator of batches of them
 ) -> float: # From 1/K to 1
     "Mean of the largest class probability"
-    return _whole(logits).softmax(1).amax(1).mean().item()
+    return _whole(logits, 'logits').softmax(1).amax(1).mean().item()
 
 # %% ../nbs/course/14_metrics.ipynb #a8a5446c
 def frechet_distance(
@@ -43,8 +48,8 @@ def frechet_distance(
     "Frechet distance of the features' means and covariances (Heusel et al. 2017)"
     fd = None
     with torchmetric('fid.FrechetInceptionDistance') as FID:
-        for real, features in (False, samples), (True, reference):
-            for f in _batches(features):
+        for real, name, features in (False, 'samples', samples), (True, 'reference', reference):
+            for f in _batches(features, name):
                 if fd is None: fd = FID(AsTheyAre(f.shape[1])).set_dtype(torch.float64)
                 fd.update(f, real=real)
         n, d = fd.fake_features_num_samples, len(fd.real_features_sum)
@@ -54,6 +59,7 @@ def frechet_distance(
         return fd.compute().item()
 
 # %% ../nbs/course/14_metrics.ipynb #d71473da
+@checked(subset_size='[2, inf)', subsets='[1, inf)')
 def kernel_distance(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (m, D), likewise
@@ -62,7 +68,7 @@ def kernel_distance(
     seed:int=0, # Of the subsets
 ) -> float: # 0 on average for equal distributions, below 0 too
     "KID: unbiased squared kernel distance, `k(a, b) = (a.b/D + 1)^3` (Binkowski et al. 2018)"
-    a, b = _whole(samples), _whole(reference)
+    a, b = _whole(samples, 'samples'), _whole(reference, 'reference')
     n = min(len(a), len(b))
     _enough('KID', n, subset_size or 2, 'that many make a subset')
     with torchmetric('kid.KernelInceptionDistance', seed) as KID:
@@ -72,6 +78,7 @@ def kernel_distance(
         return kid.compute()[0].item()
 
 # %% ../nbs/course/14_metrics.ipynb #80d3ad57
+@checked(directions='[1, inf)')
 def mind(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (n, D), likewise: equally many
@@ -79,7 +86,7 @@ def mind(
     seed:int=0, # Of the directions
 ) -> float: # 0 for equal samples
     "MIND (arXiv 2605.06797): `3 D` times the mean squared gap between sorted projections"
-    a, b = _whole(samples), _whole(reference)
+    a, b = _whole(samples, 'samples'), _whole(reference, 'reference')
     if a.shape != b.shape:
         raise ValueError(f'MIND compares equally many images, got {len(a)} and {len(b)}')
     generator = torch.Generator().manual_seed(seed)
@@ -88,13 +95,14 @@ def mind(
     return 3*a.shape[1]*torch.cat(gaps).square().mean().item()
 
 # %% ../nbs/course/14_metrics.ipynb #236a7ff6
+@checked(splits='[1, inf)')
 def inception_score(
     logits, # Of the classes (n, K), or an iterator of batches of them
     splits:int=1, # Random parts, over which the mean is taken: the published ones were 10 of 5000
     seed:int=0, # Of the parts
 ) -> float: # From 1 to K
     "exp of the mean KL from the mean prediction to each (Salimans et al. 2016), by torchmetrics"
-    log_p = _whole(logits).log_softmax(1).clamp(-500)  # exp(-500) is still a number
+    log_p = _whole(logits, 'logits').log_softmax(1).clamp(-500)  # exp(-500) is still a number
     _enough('IS', len(log_p), 2*splits, 'each split needs two')
     with torchmetric('inception.InceptionScore', seed) as IS:
         score = IS(AsTheyAre(log_p.shape[1]), splits)
@@ -108,13 +116,14 @@ def _distances(a, b):  # exact: 0 for equal ones
 def _radii(x, k):
     return torch.cat([_distances(part, x).kthvalue(k + 1).values for part in x.split(512)])
 
+@checked(k='[1, inf)')
 def neighbourhoods(
     samples, # Features (n, D), or an iterator of batches of them
     reference, # (m, D), likewise
     k:int=5, # A feature's neighbourhood reaches as far as its k-th neighbour among its own
 ) -> dict: # 'precision', 'recall', 'density', 'coverage'
     "Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020)"
-    a, b = _whole(samples), _whole(reference)
+    a, b = _whole(samples, 'samples'), _whole(reference, 'reference')
     _enough('precision, recall, density and coverage', min(len(a), len(b)), k + 1,
             f'a feature has k={k} neighbours')
     of_a, of_b, inside, recalled, covered = _radii(a, k), _radii(b, k), [], False, False
@@ -128,6 +137,7 @@ def neighbourhoods(
     return {name: f.double().mean().item() for name, f in found.items()}
 
 # %% ../nbs/course/14_metrics.ipynb #b40b5a35
+@checked(k='[1, inf)')
 def nearest(
     samples:torch.Tensor, # (n, ...): images, or features
     reference, # (m, ...), or an iterator of batches of them
@@ -136,7 +146,7 @@ def nearest(
     "The `k` nearest of the reference, of each sample, by Euclidean distance"
     d, seen = torch.empty(len(samples), 0), 0
     at = d.long()
-    for batch in _batches(reference):
+    for batch in _batches(reference, 'reference'):
         batch = batch.flatten(1)
         new = torch.cat([_distances(part.flatten(1), batch) for part in samples.split(512)])
         i = (seen + torch.arange(len(batch))).expand_as(new)
@@ -310,6 +320,7 @@ def _protocol(sets, whole, against, floors, **more):
         versions={m: _version(m) for m in ('distsmooth', 'torch', 'torchmetrics')}, **more)
 
 # %% ../nbs/course/14_metrics.ipynb #56e7f6bb
+@checked(n='[1, inf)', k='[1, inf)', groups='[0, inf)', batch_size='[1, inf)')
 def evaluate_samples(
     samples, # One set: what `extract_features` takes. Or a list of independent ones
     reference, # Real images: what `extract_features` takes, such as `('digits', 'test')`
@@ -327,8 +338,6 @@ def evaluate_samples(
     progress:bool=False, # Show bars
 ) -> Evaluation: # Each number with its error and its floor, and the protocol of all of them
     "How near samples come to real images; `ValueError` if they are too few, or not in [-1, 1]"
-    check_number(groups, 'groups', '[0, inf)', whole=True)
-    check_number(k, 'k', '[1, inf)', whole=True)
     extractor = load_extractor(extractor, weights, device)
     def extract(images, name, n=None):
         return extract_features(images, extractor, n, name, batch_size, progress)

@@ -25,8 +25,8 @@ from torch import nn
 
 # %% ../nbs/course/12_pipeline.ipynb #ad544858
 from .autoregressive import Autoregressive
-from .checks import (as_generator, check_images, check_number, check_one_of, check_sigma,
-                               check_tensor)
+from .checks import (as_generator, check_images, check_kind, check_number, check_one_of,
+                               check_path, check_sigma, check_tensor, checked)
 from .conditional import StackedPixelCNNpp
 from .denoising import single_step
 from .made import MADE
@@ -35,14 +35,11 @@ from .registry import faster
 from .smoothing import GaussianKernel, Kernel, LaplaceKernel, UniformKernel
 
 # %% ../nbs/course/12_pipeline.ipynb #acb4df4b
-def _check_kind(x, name, kind):
-    if isinstance(x, kind): return
-    raise TypeError(f'{name} must be of the kind {kind.__name__}, got {type(x).__name__}')
-
 WAYS = 'two_step', 'single_step', None  # back from smoothed images to clean ones
 
 class SmoothedModel(nn.Module, ModelHubMixin):
     "A model of smoothed data, a way back, and the kernel between them (paper, Section 3)"
+    @checked()
     def __init__(self,
         smooth:Autoregressive, # `p(x_noisy)`
         reverse:Autoregressive=None, # `p(x | x_noisy)`; without it only the single step is left
@@ -50,9 +47,6 @@ class SmoothedModel(nn.Module, ModelHubMixin):
         raw:Autoregressive=None, # `p(x)`: a network of clean data, to compare with
     ):
         super().__init__()
-        for name, part in dict(smooth=smooth, reverse=reverse, raw=raw).items():
-            if part is not None or name == 'smooth': _check_kind(part, name, Autoregressive)
-        if kernel is not None: _check_kind(kernel, 'kernel', Kernel)
         self.smooth, self.reverse, self.raw = smooth, reverse, raw
         self.kernel = kernel or GaussianKernel(0.5)
         conditional = 'reverse', reverse, 'conditional', smooth.channels
@@ -77,8 +71,8 @@ class SmoothedModel(nn.Module, ModelHubMixin):
 
 # %% ../nbs/course/12_pipeline.ipynb #795b1333
 @patch
-def _check(self:SmoothedModel, denoise):
-    check_one_of(denoise, 'denoise', WAYS)
+def _check(self:SmoothedModel, denoise, name='denoise'):
+    check_one_of(denoise, name, WAYS)
     if denoise == 'two_step' and self.reverse is None:
         raise ValueError("denoise='two_step' needs a reverse model and this one has none: "
                          "use 'single_step'")
@@ -115,7 +109,7 @@ def denoise(self:SmoothedModel,
     **options # Of `ModelDistribution.from_uniforms`, for the two-step draw
 ) -> torch.Tensor: # (B, C, H, W)
     "Bring smoothed images back to clean ones; `ValueError` for a way that this model lacks"
-    self._check(how)
+    self._check(how, 'how')
     sigma = self.check_sigma(sigma)
     check_images(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
     if how is None: return x_noisy
@@ -162,6 +156,7 @@ def _drawn(self:SmoothedModel, x_noisy):
         'way back: was it trained too briefly, or is the temperature too high?')
 
 @patch
+@checked(n='[1, inf)', denoise=None, sigma=None, label=None, uniforms=None)
 def sample(self:SmoothedModel,
     n:int=None, # Samples; may be left out if `uniforms` are given
     denoise:str='two_step', # 'two_step', 'single_step', or None for smoothed samples
@@ -184,6 +179,7 @@ def sample(self:SmoothedModel,
 
 # %% ../nbs/course/12_pipeline.ipynb #5ab09bf6
 @patch
+@checked(x='B C H W', x_noisy='B C H W', sigma=None, label=None)
 def log_weight(self:SmoothedModel,
     x:torch.Tensor, # (B, C, H, W) clean images
     x_noisy:torch.Tensor, # (B, C, H, W), drawn around them by the kernel
@@ -280,6 +276,7 @@ def read_all(
 
 # %% ../nbs/course/12_pipeline.ipynb #44ec3908
 @patch
+@checked(save_directory=check_path)
 def save_pretrained(self:SmoothedModel,
     save_directory, # A folder; made if it is not there, a model card (README.md) in it is kept
     **kwargs # Of `huggingface_hub.ModelHubMixin.save_pretrained`
@@ -296,6 +293,7 @@ def save_pretrained(self:SmoothedModel,
     return write_all(folder, write, _members)
 
 # %% ../nbs/course/12_pipeline.ipynb #c22a7e4e
+@checked(folder=check_path)
 def save_parts(
     folder, # Made if it is not there
     kernel:Kernel, # The noise between clean and smoothed images
@@ -304,8 +302,8 @@ def save_parts(
     "Write parts of a model, whole or not at all; `FileExistsError` if the folder holds others"
     if not parts or parts.keys() - set(PARTS):
         raise ValueError(f'parts must be some of {PARTS}, got {list(parts)}')
-    for name, net in parts.items(): _check_kind(net, name, Autoregressive)
-    _check_kind(kernel, 'kernel', Kernel), _check_overwrite(folder, parts)
+    for name, net in parts.items(): check_kind(net, name, Autoregressive)
+    _check_overwrite(folder, parts)
     write_all(folder, lambda new: _write_parts(new, kernel, parts), _members)
 
 # %% ../nbs/course/12_pipeline.ipynb #f7a70dec
@@ -343,6 +341,7 @@ def read_files(
     return read_all(_find(name, **hub), _members)
 
 # %% ../nbs/course/12_pipeline.ipynb #c5eff0b3
+@checked()
 def parts_from(
     files:dict, # Of `read_files`
     name='this model', # Whose files they are, for errors

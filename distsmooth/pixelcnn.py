@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from .autoregressive import Autoregressive, Recompute
 from .blocks import ContextEncoder, GatedResidual, SigmaEmbedding, pointwise
-from .checks import check_number, check_sigma_range, check_tensor
+from .checks import check_sigma_range, check_tensor, checked
 from .masked import ShiftedConv2d, ShiftedConvTranspose2d
 from .registry import faster
 
@@ -73,6 +73,7 @@ def _pairs(layer, n_filters, **kw):
 class PixelCNNpp(Autoregressive):
     "PixelCNN++ (Salimans et al. 2017): two streams, three resolutions, shortcuts from up to down"
     row_multiple = 4  # the coarsest resolution has one row for four
+    @checked(n_filters='[1, inf)', n_resnet='[1, inf)', dropout='[0, 1)', sigma_range=None)
     def __init__(self,
         channels:int=1, # 1 or 3
         size=28, # Side of the images, or (H, W); divisible by 4
@@ -87,9 +88,7 @@ class PixelCNNpp(Autoregressive):
     ):
         sigma_range = check_sigma_range(sigma_range)
         super().__init__(channels, size, n_mix, head, context_channels, n_classes, sigma_range)
-        nf = check_number(n_filters, 'n_filters', '[1, inf)', whole=True)
-        check_number(n_resnet, 'n_resnet', '[1, inf)', whole=True)
-        check_number(dropout, 'dropout', '[0, 1)')
+        nf = n_filters
         if any(side % 4 for side in self.size):
             raise ValueError(f'size must be divisible by 4, got {size}')
         n_context, n_cond = 2*nf if context_channels else 0, nf if n_classes or sigma_range else 0

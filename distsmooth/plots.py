@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_grid', 'subplots', 'draw_images', 'draw_rows', 'live_slider', 'draw_smoothed_images', 'frame_slider',
            'draw_smoothed_density', 'draw_mixture', 'draw_points', 'receptive_field', 'draw_receptive_field',
-           'draw_denoising', 'draw_ways_back']
+           'draw_denoising', 'draw_ways_back', 'draw_prediction', 'draw_network', 'draw_two_steps']
 
 # %% ../nbs/engine/plots.ipynb #d4eaee73
 import base64
@@ -18,21 +18,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML, display
-from ipywidgets import SelectionSlider, interactive
+from ipywidgets import Label, SelectionSlider, interactive
 from torchvision.utils import make_grid
 
 # %% ../nbs/engine/plots.ipynb #5ba8537c
+from .checks import able, as_numbers, check_function, check_kind, check_one_of, check_tensor, checked
 from .denoising import single_step
 from .logistic import LogisticMixture
 from .smoothing import GaussianKernel, lipschitz, smooth_density
 
 # %% ../nbs/engine/plots.ipynb #8ca6e70e
+def _pictures(x, name):
+    x = check_kind(x, name, torch.Tensor)
+    return check_tensor(x.float(), name, 'N', (1, 3), 'H', 'W', finite=False)
+
+@checked(x=_pictures, nrow='[1, inf)')
 def image_grid(
     x:torch.Tensor, # (N, C, H, W) in [-1, 1]; what lies outside is clipped
     nrow:int=8, # Images in a row
 ) -> np.ndarray: # (H', W', 3) in [0, 1]
     "One picture of many images, a grey line around each (an image alone has none)"
-    if x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f'x must be (N, 1 or 3, H, W), got {tuple(x.shape)}')
     pixels = (x.detach().cpu().float().clamp(-1, 1) + 1)/2
     return make_grid(pixels, nrow=nrow, padding=1, pad_value=.5).permute(1, 2, 0).numpy()
 
@@ -46,6 +51,7 @@ def subplots(
     return fig, axes
 
 # %% ../nbs/engine/plots.ipynb #6ce55352
+@checked(x=_pictures, nrow='[1, inf)', scale='(0, inf)')
 def draw_images(
     x:torch.Tensor, # (N, C, H, W) in [-1, 1]
     nrow:int=8, # Images in a row
@@ -62,12 +68,16 @@ def draw_images(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #d955cf67
+@checked(scale='(0, inf)')
 def draw_rows(
     rows:dict, # Name of each row: its images (N, C, H, W) in [-1, 1]
     scale:float=.7, # Inches an image
 ) -> plt.Figure:
     "One named row of images for each entry"
-    n, label = max(len(x) for x in rows.values()), .075*max(len(name) for name in rows) + .2
+    if not rows: raise ValueError('rows must hold a row of images, got none')
+    for name, x in rows.items(): _pictures(x, f'rows[{name!r}]')
+    n, letters = max(len(x) for x in rows.values()), max(len(name) for name in rows)
+    label = .3*-(-letters//4) + .2  # a letter more or less moves nothing
     fig, axes = subplots(len(rows), 1, figsize=(scale*n + label, scale*len(rows)), squeeze=False)
     for ax, (name, x) in zip(axes[:, 0], rows.items()):
         ax.imshow(image_grid(x, nrow=n), interpolation='nearest')
@@ -79,21 +89,41 @@ def draw_rows(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #1bce746a
+def _choices(values):
+    values = list(values)
+    if not values: raise ValueError('values must hold one or more, got none')
+    return values
+
 def _text(value): return f'{value:g}' if isinstance(value, (int, float)) else str(value)
 
+@checked(draw=check_function, values=able('__iter__'))
 def live_slider(
-    draw, # A function of one value that returns a figure
-    values, # The values of the slider
-    label:str='value', # What the slider sets
-    start=None, # Where it starts; in the middle if left out
+    draw, # A function that returns a figure, of one value for each slider
+    values, # The values of the slider; a dict of label and values for several
+    label:str='value', # What one slider sets
+    start=None, # Where it starts, or a dict of label and value; in the middle if left out
 ):
-    "A slider that calls `draw` in the kernel"
-    values = list(values)
-    start, options = values[len(values)//2] if start is None else start, [(_text(v), v) for v in values]
-    knob = SelectionSlider(options=options, value=start, description=label, continuous_update=False)
-    return interactive(lambda value: display(draw(value)), value=knob)
+    "Sliders that call `draw` in the kernel, and say so while it works"
+    starts = start if isinstance(start, dict) else {label: start}
+    several = values if isinstance(values, dict) else {label: values}
+    sliders = {name: _slider(name, _choices(v), starts.get(name)) for name, v in several.items()}
+    busy = Label()
+    def show(**values):
+        busy.value = 'drawing ...'
+        try: display(draw(*values.values()))
+        finally: busy.value = ''
+    knobs = interactive(show, **{f'slider{i}': s for i, s in enumerate(sliders.values())})
+    knobs.children = (*sliders.values(), busy, knobs.out)
+    return knobs
+
+def _slider(label, values, start):
+    start = values[len(values)//2] if start is None else check_one_of(start, 'start', values)
+    wide = dict(style={'description_width': 'initial'}, layout={'width': '30em'})
+    options = [(_text(v), v) for v in values]
+    return SelectionSlider(options=options, value=start, description=label, continuous_update=False, **wide)
 
 # %% ../nbs/engine/plots.ipynb #8cfd4768
+@checked(x=_pictures, sigma='[0, inf)', kernel=check_function)
 def draw_smoothed_images(
     x:torch.Tensor, # (N, C, H, W) clean images
     sigma:float, # Noise level; 0 for none
@@ -116,6 +146,7 @@ def _img(fig, alt, dpi, hidden):
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"{hidden}>'
 
 # %% ../nbs/engine/plots.ipynb #e582351b
+@checked(draw=check_function, values=able('__iter__'), dpi='[1, inf)')
 def frame_slider(
     draw, # A function of one value that returns a figure
     values, # The values of the slider
@@ -123,7 +154,7 @@ def frame_slider(
     dpi:int=70, # Resolution of the frames
 ) -> HTML:
     "A slider over figures drawn beforehand: works in a page without a kernel"
-    values = list(values)
+    values = _choices(values)
     names = [_text(v) for v in values]
     frames = [_img(draw(v), f'{label} = {name}', dpi, hidden=i > 0) for i, (v, name) in enumerate(zip(values, names))]
     return HTML(f'<div class="frame-slider" data-names="{html.escape(json.dumps(names))}"><label>{html.escape(label)} '
@@ -132,6 +163,7 @@ def frame_slider(
                 f'<output>{html.escape(names[0])}</output></label><div>{"".join(frames)}</div></div>')
 
 # %% ../nbs/engine/plots.ipynb #66496a80
+@checked(density=check_function, sigma='[0, inf)', kernel=check_function)
 def draw_smoothed_density(
     density, # `p(x)` for a 1-D array
     sigma:float, # Noise level; 0 for none
@@ -139,7 +171,7 @@ def draw_smoothed_density(
     kernel=GaussianKernel, # Kind of noise
 ) -> plt.Figure:
     "A 1-D density before and after smoothing, with its steepest slopes"
-    grid = np.linspace(-1.5, 1.5, 1501) if grid is None else grid
+    grid = np.linspace(-1.5, 1.5, 1501) if grid is None else as_numbers(grid, 'grid').numpy()
     before = density(grid)
     after = smooth_density(density, kernel(sigma), grid) if sigma else before
     fig, ax = subplots(figsize=(6, 2.6))
@@ -159,6 +191,9 @@ def _mixture(weights, means, scales, n):
 def _mixture_density(weights, means, scales, grid):
     return _mixture(weights, means, scales, grid.shape[-1]).log_prob(grid).exp().flatten()
 
+def _positive(value, name): return as_numbers(value, name, '(0, inf)')
+
+@checked(weights=_positive, means=as_numbers, scales=_positive, n='[1, inf)')
 def draw_mixture(
     weights, # (K,) of the components, up to a factor
     means, # (K,)
@@ -167,6 +202,8 @@ def draw_mixture(
     seed:int=0, # Of the samples
 ) -> plt.Figure:
     "A mixture of logistics: density, components, and a histogram of its samples"
+    if not np.shape(weights) == np.shape(means) == np.shape(scales) == (len(weights),):
+        raise ValueError(f'weights, means and scales must be (K,) numbers each, got {weights}, {means}, {scales}')
     grid = torch.linspace(-1.5, 1.5, 601, dtype=torch.float64)[None, None, None]
     u = torch.rand(1, 2, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     samples = _mixture(weights, means, scales, n).from_uniforms(u).flatten().numpy()
@@ -182,20 +219,29 @@ def draw_mixture(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #ed28d687
+@checked(lim='(0, inf)')
 def draw_points(
     sets:dict, # Name of each panel: points (N, 2), or images of two pixels (N, 1, 1, 2)
     lim:float=1.3, # Half width of the panels
 ) -> plt.Figure:
     "Scatter plots side by side"
+    if not sets: raise ValueError('sets must hold points, got none')
+    sets = {name: as_numbers(points, f'sets[{name!r}]').reshape(-1, 2) for name, points in sets.items()}
     fig, axes = subplots(1, len(sets), figsize=(2.4*len(sets), 2.6), squeeze=False)
     for ax, (name, points) in zip(axes[0], sets.items()):
-        ax.plot(*torch.as_tensor(points).detach().reshape(-1, 2).T, '.', ms=1.5, alpha=.5)
+        ax.plot(*points.T, '.', ms=1.5, alpha=.5)
         ax.set(xlim=(-lim, lim), ylim=(-lim, lim), xticks=[], yticks=[], aspect='equal')
         ax.set_title(name, fontsize=9)
     fig.tight_layout()
     return fig
 
 # %% ../nbs/engine/plots.ipynb #529c63ce
+def _three(value, name): return _place(value, name, 3)
+def _place(value, name, n=2):
+    if as_numbers(value, name, '[0, inf)').shape == (n,): return value
+    raise ValueError(f'{name} must be {n} numbers, got {value!r}')
+
+@checked(net=able('parameters'), size=_three, pixel=_place, n='[1, inf)')
 def receptive_field(
     net, # (B, C, H, W) to (B, P, H, W)
     size, # (C, H, W) of the input
@@ -211,6 +257,7 @@ def receptive_field(
     return grad.abs().amax((0, 1))
 
 # %% ../nbs/engine/plots.ipynb #5170ef4c
+@checked(net=able('parameters'), size=_three, pixel=_place)
 def draw_receptive_field(
     net, # (B, C, H, W) to (B, P, H, W)
     size, # (C, H, W) of the input
@@ -228,6 +275,7 @@ def draw_receptive_field(
     return fig
 
 # %% ../nbs/engine/plots.ipynb #8e3c3bc9
+@checked(model=able('log_prob'), x=_pictures, sigma='(0, inf)')
 def draw_denoising(
     model, # A model of the data smoothed at `sigma`, with `log_prob`
     x:torch.Tensor, # (N, C, H, W) clean images
@@ -239,6 +287,7 @@ def draw_denoising(
     return draw_rows({'clean': x, f'sigma = {sigma:g}': noisy, 'single step': single_step(model, noisy, sigma)})
 
 # %% ../nbs/engine/plots.ipynb #bdd08f52
+@checked(sm=able('sample', 'denoise'), uniforms=None)
 def draw_ways_back(
     sm, # A `SmoothedModel` of many levels
     uniforms:tuple, # From `sm.uniforms(n)`: the same ones at every level
@@ -249,3 +298,90 @@ def draw_ways_back(
     x_noisy = sm.sample(uniforms=uniforms, denoise=None, sigma=sigma, **how)
     return draw_rows({f'sigma = {sigma:g}': x_noisy, 'single step': sm.denoise(x_noisy, 'single_step', sigma=sigma),
                       'two steps': sm.denoise(x_noisy, 'two_step', uniforms[1], sigma, **how)})
+
+# %% ../nbs/engine/plots.ipynb #d1a60002
+@checked(dist=able('mixture'), x=_pictures)
+def draw_prediction(
+    dist, # A `ModelDistribution` of grey images
+    x:torch.Tensor, # (1, 1, H, W)
+    pixels, # (row, column) of each
+) -> plt.Figure:
+    "The image with numbers on it; the mixture predicted for each of those pixels (dashed: components), and its value"
+    for pixel in pixels: _place(pixel, 'pixels')
+    with torch.no_grad(): params = dist.mixture(x).params
+    fig, (image, *axes) = subplots(1, len(pixels) + 1, figsize=(2.3*len(pixels) + 2.3, 2.4))
+    image.imshow(image_grid(x))
+    image.set(xticks=[], yticks=[])
+    grid = torch.linspace(-2, 2, 401)[None, None, None]
+    for i, (ax, (row, column)) in enumerate(zip(axes, pixels), 1):
+        at = LogisticMixture(params[:, :, row:row+1, column:column+1].expand(-1, -1, 1, 401))
+        each = (at.logits + at._log_prob1(grid, at.means[:, 0], at.log_scales[:, 0])).exp()[0, :, 0]
+        ax.plot(grid.flatten(), each.T, 'C0--', lw=.6)
+        ax.plot(grid.flatten(), at.log_prob(grid).exp().flatten(), 'k')
+        ax.axvline(x[0, 0, row, column], color='C1')
+        ax.set(xlabel='value', yticks=[])
+        ax.set_title(f'{i}: row {row}, column {column}', fontsize=9)
+        mark = dict(color='w', bbox=dict(fc='C1', ec='none', pad=1.5))
+        image.text(column, row, i, ha='center', va='center', fontsize=9, **mark)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/engine/plots.ipynb #d1a60005
+def _arrow(ax, start, end, text='', color='k', dy=.07, **how):
+    ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **how))
+    ax.text((start[0] + end[0])/2, (start[1] + end[1])/2 + dy, text, ha='center', va='bottom', fontsize=8, color=color)
+
+@checked(n_resnet='[1, inf)')
+def draw_network(
+    n_resnet:int=2, # Gated blocks of a resolution, on the way up
+) -> plt.Figure:
+    "PixelCNN++ block by block: two streams, three resolutions, and the shortcuts, last in, first out"
+    up = [level for level in range(3) for _ in range(n_resnet + 1)]  # the entry or a halving, and the blocks
+    levels = up + [2]*n_resnet + [1]*(n_resnet + 1) + [0]*(n_resnet + 1)
+    at = [(t, -1.4*level) for t, level in enumerate(levels)]
+    fig, ax = subplots(figsize=(.45*len(at) + 2, 3.6))
+    for x, y in at:
+        for dy, color in (.01, 'C0'), (-.25, 'C1'):
+            ax.add_patch(plt.Rectangle((x - .3, y + dy), .6, .24, color=color))
+    for t, ((x0, y0), (x1, y1)) in enumerate(zip(at, at[1:])):
+        _arrow(ax, (x0 + .3, y0), (x1 - .3, y1), 'halve    ' if y1 < y0 else 'double   ' if y1 > y0 else '')
+    stack = at[:len(up) - 1]  # the way down begins where the way up ends
+    for k, (x, y) in enumerate(at[len(up):]):
+        x0, top = stack[-1][0], y + .4 + .13*sum(s[1] == y for s in at[len(up):len(up) + k])
+        ax.plot([x0, x0, x, x], [y + .27, top, top, y + .27], 'C7', lw=1, label=None if k else 'shortcut')
+        stack.pop()
+    _arrow(ax, (-1.2, 0), (-.3, 0)), _arrow(ax, (at[-1][0] + .3, 0), (at[-1][0] + 1.2, 0))
+    ax.text(-1.3, 0, 'image\nand ones', ha='right', va='center')
+    ax.text(at[-1][0] + 1.3, 0, "each pixel's\nmixture", va='center')
+    for k, size in enumerate(('full size', 'half', 'a quarter')):
+        ax.text(at[k*(n_resnet + 1)][0] - .3, -1.4*k - .3, size, va='top', fontsize=8, color='C7')
+    ax.plot([], [], color='C0', lw=6, label='vertical stream: rows above')
+    ax.plot([], [], color='C1', lw=6, label='horizontal stream: its own row, and the blue one')
+    ax.set(xlim=(-3.3, len(at) + 2.5), ylim=(-3.9, 1.1))
+    ax.axis('off')
+    ax.legend(loc='lower center', ncols=3, fontsize=8, frameon=False)
+    fig.tight_layout(pad=.2)
+    return fig
+
+# %% ../nbs/engine/plots.ipynb #d1a60007
+def draw_two_steps() -> plt.Figure:
+    "The two-step model: what its networks learn from (dashed), and how they draw"
+    fig, ax = subplots(figsize=(9.5, 3.4))
+    networks = {'smooth: PixelCNN++\np(x_noisy)': (4.9, 1), 'encoder\n(a small U-net)': (4.9, -1),
+                'reverse: PixelCNN++\np(x | x_noisy)': (8.4, -1)}
+    others = {'clean x': (0, 0), 'smoothed\nx_noisy': (2.1, 0), 'x_noisy, drawn': (8.4, 1),
+              'single step:\nthe mean of x': (11.7, 1), 'two steps:\none x': (11.7, -1)}
+    for boxes, color in (networks, 'C0'), (others, 'C7'):
+        box = dict(boxstyle='round', fc=color, ec=color, alpha=.25)
+        for text, at in boxes.items(): ax.text(*at, text, ha='center', va='center', fontsize=9, bbox=box)
+    learn = dict(color='C7', linestyle='--')
+    _arrow(ax, (.55, 0), (1.4, 0), '+ noise', **learn), _arrow(ax, (2.6, .35), (3.7, .95), 'target  ', **learn)
+    _arrow(ax, (2.6, -.35), (3.9, -.95), **learn), ax.text(2.1, -1.75, 'target', fontsize=8, color='C7')
+    _arrow(ax, (0, -.25), (8.2, -1.4), connectionstyle='arc3,rad=.25', **learn)
+    _arrow(ax, (6.2, 1), (7.4, 1), 'draw'), _arrow(ax, (9.4, 1), (10.7, 1), '$+\\,\\sigma^2\\,\\nabla \\log p$')
+    _arrow(ax, (7.9, .7), (5.6, -.6), 'context  ')
+    _arrow(ax, (5.9, -1), (6.95, -1), 'features'), _arrow(ax, (9.8, -1), (10.9, -1), 'draw')
+    ax.set(xlim=(-.8, 12.9), ylim=(-2.6, 1.4))
+    ax.axis('off')
+    fig.tight_layout(pad=.2)
+    return fig

@@ -15,7 +15,8 @@ from scipy import integrate
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import pdist
 from torch import distributions as D
-from .checks import check_images, check_number, check_tensor
+from .checks import as_numbers, check_function, check_images, check_number
+from .checks import check_tensor, checked
 
 # %% ../nbs/course/02_smoothing.ipynb #bff35fa6
 class Kernel:
@@ -76,7 +77,7 @@ def log_prob(self:Kernel,
 # %% ../nbs/course/02_smoothing.ipynb #c7303e84
 def _check_grid(grid, name='grid', kernel=None):
     "`grid` as an ascending float64 array, fine enough for the kernel"
-    grid = np.asarray(grid, dtype=np.float64)
+    grid = as_numbers(grid, name).numpy()
     if grid.ndim != 1 or len(grid) < 3 or not (np.diff(grid) > 0).all():
         raise ValueError(f'{name} must be at least 3 ascending numbers, got shape {grid.shape}')
     if kernel and (step := np.diff(grid).max()) > kernel.sigma:
@@ -107,6 +108,7 @@ def _between_edges(self, p, nodes, grid, power=1):
 LaplaceKernel._average, UniformKernel._average = _by_parts, _between_edges
 
 # %% ../nbs/course/02_smoothing.ipynb #5e0a80c1
+@checked(density=check_function)
 def smooth_density(
     density, # `p(x)` for a 1-D array, such as `load_toy('narrow_modes').density`
     kernel:Kernel, # Noise
@@ -116,7 +118,7 @@ def smooth_density(
     "`q(x_noisy)`, the integral of `q(x_noisy | x) p(x)` over `x`"
     name, nodes = ('grid', grid) if support is None else ('support', support)
     nodes, grid = _check_grid(nodes, name, kernel), _check_grid(grid)
-    return kernel._average(np.asarray(density(nodes), dtype=np.float64), nodes, grid)
+    return kernel._average(as_numbers(density(nodes), 'density(x)').numpy(), nodes, grid)
 
 # %% ../nbs/course/02_smoothing.ipynb #97987c77
 def lipschitz(
@@ -124,12 +126,13 @@ def lipschitz(
     grid:np.ndarray, # (G,) the grid, ascending
 ) -> float:
     "Largest slope between neighbours: a lower bound of the Lipschitz constant"
-    values, grid = np.asarray(values, dtype=np.float64), _check_grid(grid)
+    values, grid = as_numbers(values, 'values').numpy(), _check_grid(grid)
     if values.shape != grid.shape:
         raise ValueError(f'values must have the shape of grid, {grid.shape}, got {values.shape}')
     return float(np.abs(np.diff(values)/np.diff(grid)).max())
 
 # %% ../nbs/course/02_smoothing.ipynb #df64d2a8
+@checked(density=check_function, n='[1, inf)')
 def bias_variance(
     density, # `p(x)` for a 1-D array
     kernel:Kernel, # Noise
@@ -137,8 +140,8 @@ def bias_variance(
     grid:np.ndarray, # (G,) covering the smoothed mass
 ) -> tuple: # (integrated squared bias, integrated variance)
     "Error of the smoothed empirical distribution of `n` points: what noise distorts and steadies"
-    n, grid = check_number(n, 'n', '[1, inf)', whole=True), _check_grid(grid, kernel=kernel)
-    p = np.asarray(density(grid), dtype=np.float64)
+    grid = _check_grid(grid, kernel=kernel)
+    p = as_numbers(density(grid), 'density(x)').numpy()
     mean, second = (kernel._average(p, grid, grid, power) for power in (1, 2))
     bias = integrate.simpson((mean - p)**2, x=grid)
     return float(bias), float(integrate.simpson(second - mean**2, x=grid)/n)
@@ -148,7 +151,8 @@ def suggest_sigma(
     x:torch.Tensor, # (N, ...) clean data; a few hundred are enough
 ) -> float: # Noise level in the units of `x`
     "`mean ||x_i - x_j|| / (2*sqrt(D))`, half the mean distance (Saremi & Hyvärinen 2019)"
-    x = check_tensor(torch.as_tensor(x).detach().double().cpu(), 'x')
-    if x.ndim < 2 or len(x) < 2: raise ValueError(f'x must hold at least 2 points, got {len(x)}')
+    x = as_numbers(x, 'x')
+    if x.ndim < 2 or len(x) < 2:
+        raise ValueError(f'x must hold at least 2 points, got {tuple(x.shape)}')
     x = x.flatten(1)
     return float(pdist(x.numpy()).mean()/(2*math.sqrt(x.shape[1])))

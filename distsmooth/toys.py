@@ -11,18 +11,19 @@ import math
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .checks import check_each, check_number, check_one_of, check_tensor
+from .checks import as_numbers, check_number, check_one_of, check_tensor, checked
 
 # %% ../nbs/course/01_toys.ipynb #522fce19
 class Toy:
     "A toy density over `dims` numbers, roughly within [-1, 1]"
     dims, width = 2, None
+    @checked(n='[1, inf)')
     def sample(self,
         n:int, # Number of points
         generator=None, # A `torch.Generator`
     ) -> torch.Tensor: # (n, dims) float32
         "Draw `n` points"
-        return self._sample(check_number(n, 'n', '[1, inf)', whole=True), generator).float()
+        return self._sample(n, generator).float()
 
     def log_prob(self,
         points:torch.Tensor, # (B, dims)
@@ -37,13 +38,14 @@ def density(self:Toy,
     points, # (..., dims); any shape if `dims` is 1
 ) -> np.ndarray: # `p`, float64: (...), or that shape
     "The density for NumPy"
-    points = torch.as_tensor(np.asarray(points, dtype=np.float64))
-    shape = points.shape if self.dims == 1 else points.shape[:-1]
-    return self.log_prob(points.reshape(-1, self.dims)).exp().reshape(shape).numpy()
+    points = as_numbers(points, 'points')
+    if self.dims == 1: points = points[..., None]
+    p = self.log_prob(points.reshape(-1, *points.shape[-1:])).exp()
+    return p.reshape(points.shape[:-1]).numpy()
 
 # %% ../nbs/course/01_toys.ipynb #84af6f6f
 def _f64(values): return torch.as_tensor(values, dtype=torch.float64)
-def _positive(name, values): return check_each(_f64(values), name, '(0, inf)')
+def _positive(name, values): return as_numbers(values, name, '(0, inf)')
 
 def _log_normal(z, width):
     "Log density of normal numbers of standard deviation `width`, at the distance `z` from the mean"
@@ -63,7 +65,8 @@ class NarrowModes(Toy):
         width:float=.02, # Standard deviation of each mode
         weights=None, # (K,) shares, up to a factor; equal if left out
     ):
-        self.centres, self.width = _f64(centres), _positive('width', width)
+        self.centres = as_numbers(centres, 'centres').reshape(-1)
+        self.width = _positive('width', width)
         if weights is None: weights = torch.ones(len(self.centres))
         weights = _positive('weights', weights)
         check_tensor(weights, 'weights', len(self.centres))
@@ -105,7 +108,7 @@ class Rings(_RingMixture):
     def __init__(self,
         radii=(.3, .6, .9), # (K,) radii
         width:float=.03, # Standard deviation of the noise, in both directions
-    ): super().__init__([[0., 0.]]*len(radii), radii, width)
+    ): super().__init__([[0., 0.]]*_positive('radii', radii).numel(), radii, width)
 
 # %% ../nbs/course/01_toys.ipynb #7b447e3c
 @patch
@@ -125,7 +128,7 @@ class Olympics(_RingMixture):
         radius:float=.28, # Of every circle
         width:float=.02, # Standard deviation of the noise, in both directions
     ):
-        r = float(_positive('radius', radius))
+        r = check_number(radius, 'radius', '(0, inf)')
         centres = [[c*r, s*r/2] for c, s in [(-2.2, 1), (0, 1), (2.2, 1), (-1.1, -1), (1.1, -1)]]
         super().__init__(centres, [r]*5, width)
 
@@ -138,6 +141,7 @@ def _rotate(points, angle):
 # %% ../nbs/course/01_toys.ipynb #99d956a9
 class Pinwheel(Toy):
     "Curved arms: normal blobs, twisted in proportion to the distance from the centre"
+    @checked(arms='[1, inf)', radius='(0, inf)', length='(0, inf)', width='(0, inf)')
     def __init__(self,
         arms:int=5, # Number of arms
         twist:float=4., # Radians per unit of distance
@@ -145,10 +149,9 @@ class Pinwheel(Toy):
         length:float=.15, # Standard deviation along the arm
         width:float=.04, # Standard deviation across the arm
     ):
-        arms = check_number(arms, 'arms', '[1, inf)', whole=True)
-        self.angles, self.twist = 2*math.pi*_f64(range(arms))/arms, check_number(twist, 'twist')
-        self.middle = torch.stack([_positive('radius', radius), _f64(0.)])
-        self.spread = torch.stack([_positive('length', length), _positive('width', width)])
+        self.angles, self.twist = 2*math.pi*_f64(range(arms))/arms, twist
+        self.middle = _f64([radius, 0.])
+        self.spread = _f64([length, width])
     def __repr__(self):
         return f'Pinwheel({len(self.angles)} arms, twist={self.twist:g}, width={self.spread[1]:g})'
 

@@ -28,11 +28,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/course/09_training.ipynb #d2bfafc2
-from .checks import check_fields, check_images, check_number, check_sigma_range, within
+from .checks import able, as_tensor, check_device, check_fields, check_floats
+from .checks import check_function, check_images, check_number, check_sigma_range
+from .checks import checked, within
 from .data import Images
 from .blocks import GatedResidual, data_dependent_init
 
 # %% ../nbs/course/09_training.ipynb #75ce35ac
+@checked(x=check_floats)
 def raw_objective(
     x:torch.Tensor, # (B, C, H, W) clean images
     generator=None, # Not used: nothing is random here
@@ -41,6 +44,7 @@ def raw_objective(
     return x, {}
 
 # %% ../nbs/course/09_training.ipynb #8ae9fdd4
+@checked(kernel=able('sample'), sigma_range=None)
 def smooth_objective(
     kernel, # `q(x_noisy | x)`
     sigma_range:tuple=None, # (lowest, highest): a sigma for each image; the kernel's if left out
@@ -59,13 +63,13 @@ def _smoothed(x, generator=None, *, kernel, sigma_range):
     return x + sigma[:, None, None, None]*noise, dict(sigma=sigma)
 
 # %% ../nbs/course/09_training.ipynb #e495dd6a
+@checked(kernel=able('sample'), clean_noise='[0, inf)', sigma_range=None)
 def reverse_objective(
     kernel, # `q(x_noisy | x)`
     clean_noise:float=0., # Standard deviation of noise on the target; 0.01 in the paper's code
     sigma_range:tuple=None, # As in `smooth_objective`
 ): # An objective
     "Model clean data given smoothed data: target `x`, context `x_noisy`"
-    check_number(clean_noise, 'clean_noise', '[0, inf)')
     sigma_range = check_sigma_range(sigma_range)
     return partial(_reversed, kernel=kernel, clean_noise=clean_noise, sigma_range=sigma_range)
 
@@ -97,12 +101,14 @@ class TrainConfig:
     seed:int=0 # of the order of the images, the noise and the dropout
     __post_init__ = check_fields
 
+    @checked(n='[0, inf)')
     def total(self,
         n:int, # Images in the data
     ) -> int: # Steps
         "Steps of the whole run; an incomplete last batch of an epoch is left out"
         return self.steps or self.epochs*max(1, n//self.batch_size)
 
+    @checked(step='[0, inf)', total='[1, inf)')
     def lr_at(self,
         step:int, # From 0
         total:int, # Steps of the whole run
@@ -113,6 +119,7 @@ class TrainConfig:
         return self.lr*ramp*(1 + math.cos(math.pi*step/total))/2
 
 # %% ../nbs/course/09_training.ipynb #c5f95a61
+@checked()
 def make_generator(
     seed:int, # Of the run
     *what # What the numbers are for: words and counts
@@ -121,6 +128,7 @@ def make_generator(
     return torch.Generator().manual_seed(crc32(repr((seed, *what)).encode()))
 
 # %% ../nbs/course/09_training.ipynb #49dbee43
+@checked(n='[1, inf)', batch_size='[1, inf)', step='[0, inf)')
 def batch_indices(
     n:int, # Images in the data
     batch_size:int, # Images a batch; all of them if there are fewer
@@ -128,9 +136,6 @@ def batch_indices(
     seed:int=0, # Of the run
 ) -> torch.Tensor: # (batch_size,) which images belong to the step
     "Shuffled anew for each epoch; an incomplete last batch is left out"
-    check_number(n, 'n', '[1, inf)', whole=True)
-    check_number(batch_size, 'batch_size', '[1, inf)', whole=True)
-    check_number(step, 'step', '[0, inf)', whole=True)
     size = min(batch_size, n)
     epoch, i = divmod(step, n//size)
     return _order(n, seed, epoch)[i*size:(i+1)*size].clone()
@@ -139,6 +144,7 @@ def batch_indices(
 def _order(n, seed, epoch): return torch.randperm(n, generator=make_generator(seed, 'order', epoch))
 
 # %% ../nbs/course/09_training.ipynb #95018b47
+@checked(decay='[0, 1]')
 def growing_ema(
     decay:float, # The largest one
 ): # What `AveragedModel` takes as `multi_avg_fn`
@@ -160,6 +166,7 @@ def make_accelerator() -> Accelerator:
 # %% ../nbs/course/09_training.ipynb #604f8342
 class Trainer:
     "A training run: the model, the average of its weights, the optimizer, and how far it is"
+    @checked(data=able('__len__', '__getitem__'), objective=check_function)
     def __init__(self,
         model:nn.Module, # An `Autoregressive` with weight-normed convolutions, changed in place
         data, # (N, C, H, W) clean images in [-1, 1], or a data set of them
@@ -191,6 +198,7 @@ def compile_blocks(
         if isinstance(block, GatedResidual): block.compile(dynamic=False)
 
 # %% ../nbs/course/09_training.ipynb #5392d5cc
+@checked(data=able('__getitem__'), index=able('tolist'))
 def images(
     data, # A tensor, or a data set of images with or without labels
     index:torch.Tensor, # (B,)
@@ -199,8 +207,9 @@ def images(
     first = lambda item: item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(data, (torch.Tensor, Images)): return first(data[index])
     # a data set that hands out one at a time
-    return torch.stack([first(data[i]) for i in index.tolist()])
+    return torch.stack([as_tensor(first(data[i]), 'data') for i in index.tolist()])
 
+@checked(data=able('__getitem__'), index=able('tolist'))
 def labels(
     data, # A data set of images with labels
     index:torch.Tensor, # (B,)
@@ -220,6 +229,7 @@ def _share(batch, part, parts):
 # %% ../nbs/course/09_training.ipynb #4e463f6e
 class Batches(Dataset):
     "What each step of a run learns from: item `step` is one process's `(target, conditions)`"
+    @checked(data=able('__len__'), objective=check_function, part='[0, inf)', parts='[1, inf)')
     def __init__(self,
         data, # (N, C, H, W) clean images in [-1, 1], or a data set of them
         objective, # Clean images to `(target, conditions)`, each row by itself
@@ -276,6 +286,7 @@ def loader(self:Trainer) -> DataLoader: # Of `(target, conditions)`
                       generator=make_generator(config.seed, 'workers'))
 
 # %% ../nbs/course/09_training.ipynb #004e6d43
+@checked(device=check_device)
 def to_device(
     batch, # (target, conditions)
     device, # Where to
@@ -286,6 +297,7 @@ def to_device(
 
 # %% ../nbs/course/09_training.ipynb #914de779
 @patch
+@checked(target=check_floats)
 def losses(self:Trainer,
     target:torch.Tensor, # (B, C, H, W)
     **conditions # Conditions: `context`, `sigma`
@@ -378,6 +390,7 @@ class State:
 
 # %% ../nbs/course/09_training.ipynb #6e0d5808
 @patch
+@checked()
 def go(self:Trainer,
     progress:bool=False, # Show a bar with the loss, and the time that is left
 ): # Yields a `State` after each step

@@ -526,14 +526,14 @@ def test_masked_linear():
 @pytest.mark.parametrize('call,match', [
     (lambda: MaskedConv2d(1, 2, 3, 'a'), r"kind must be one of \['A', 'B'\], got 'a'"),
     (lambda: MaskedConv2d(1, 2, 2, 'A'), 'kernel_size must be odd and positive, got 2'),
-    (lambda: MaskedConv2d(1, 2, -1, 'A'), 'kernel_size must be odd and positive, got -1'),
+    (lambda: MaskedConv2d(1, 2, -1, 'A'), 'kernel_size must be a whole number of at least 1, got -1'),
     (lambda: causal_mask(4, 6, 3, 'A', 3), 'n_in and n_out must be multiples of colours=3, got 4 and 6'),
     (lambda: causal_mask(4, 6, 3, 'A', 0), 'colours must be a whole number of at least 1, got 0'),
     (lambda: ShiftedConv2d(1, 2, 'up'), r"direction must be one of \['down', 'right'\], got 'up'"),
     (lambda: ShiftedConv2d(1, 2, 'up', (2, 2)), r"direction must be one of \['down', 'right'\], got 'up'"),
     (lambda: ShiftedConv2d(1, 2, 'down', (2, 2)), r"odd width for 'down', got \(2, 2\)"),
-    (lambda: shift_padding((0, 3)), r'kernel must be \(height, width\), .*got \(0, 3\)'),
-    (lambda: ShiftedConv2d(1, 2, stride=0), 'stride must be at least 1, .*got 0'),
+    (lambda: shift_padding((0, 3)), 'kernel must be a whole number of at least 1, got 0'),
+    (lambda: ShiftedConv2d(1, 2, stride=0), 'stride must be a whole number of at least 1, got 0'),
     (lambda: ShiftedConv2d(1, 2, stride=2, shift=True), '1 for a layer with shift, got 2'),
     (lambda: ShiftedConvTranspose2d(1, 2, 'Down'), r"direction must be one of \['down', 'right'\], got 'Down'"),
     (lambda: MaskedLinear(torch.ones(2)), r'mask must be \(n_out, n_in\), got \(2,\)'),
@@ -541,7 +541,7 @@ def test_masked_linear():
     (lambda: made_masks(0, (4,)), 'n_inputs must be a whole number of at least 1, got 0'),
     (lambda: made_masks(3, 4), 'n_hidden must list the units of hidden layers, got 4'),
     (lambda: made_masks(3, ()), 'n_hidden must list'),
-    (lambda: made_masks(3, (4, 0)), 'n_hidden must list'),
+    (lambda: made_masks(3, (4, 0)), 'n_hidden must be a whole number of at least 1, got 0'),
 ])
 def test_bad_arguments_are_named(call, match):
     with pytest.raises(ValueError, match=match): call()

@@ -261,6 +261,20 @@ def test_live_slider_starts_where_it_is_told():
     assert plots.live_slider(wide, [1, 2, 3], start=1).children[0].value == 1
     assert plots.live_slider(wide, [0, 1, 2], start=0).children[0].value == 0
 
+def test_several_knobs_one_picture(capsys):
+    "A value of each, in order; the knobs stay where they are, and say so while they work"
+    seen = []
+    def draw(width, height):
+        seen.append(busy.value)
+        return plots.subplots(figsize=(width, height))[0]
+    w = plots.live_slider(draw, {'width of it': [1, 2, 3], 'height': (v for v in (1, 2))}, start={'height': 1})
+    width, height, busy, _ = w.children
+    assert (width.description, width.value, height.description, height.value) == ('width of it', 2, 'height', 1)
+    height.value = 2
+    assert 'Figure(200x200)' in capsys.readouterr().out and seen == ['drawing ...']
+    width.value = 3
+    assert 'Figure(300x200)' in capsys.readouterr().out and busy.value == ''
+
 def frames(page):
     "(alt, pixels, hidden) of each image of a page"
     found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"( hidden)?>', page)

@@ -39,7 +39,7 @@ def test_a_range_of_levels():
         assert type(got) is tuple and got == (.1, 1.) and type(low) is type(high) is float
 
 @pytest.mark.parametrize('bad, says', [((1., .1), r'sigma_range must be \(lowest, highest\).*got \(1.0, 0.1\)'), ((.3, .3), r'got \(0.3, 0.3\)'), ((.1,), r'sigma_range must be.*got \(0.1,\)'),
-    ((.1, .2, .3), 'sigma_range must be'), ((), 'sigma_range must be'), ((0, 1), 'sigma must be a number above 0, got 0'), ((-1, 1), 'got -1'), ((.1, math.inf), 'got inf'),
+    ((.1, .2, .3), 'sigma_range must be'), ((), 'sigma_range must be'), ((0, 1), 'sigma_range must be a number above 0, got 0'), ((-1, 1), 'got -1'), ((.1, math.inf), 'got inf'),
     ((math.nan, 1.), 'got nan'), ((.1, math.nan), 'got nan'), (('.1', 1.), "got '.1'"), ((.1, None), 'got None'), (.5, 'sigma_range must be.*got 0.5'), (0, 'sigma_range must be.*got 0')])
 def test_no_range_of_levels(bad, says):
     with pytest.raises(ValueError, match=says): check_sigma_range(bad)
@@ -264,4 +264,4 @@ def test_suggest_sigma_for_the_digits():
 
 @pytest.mark.parametrize('x', [torch.zeros(1, 4), torch.zeros(4), torch.zeros(0, 3), torch.tensor([[0., math.nan], [1., 2.]]), torch.tensor([[0., math.inf], [1., 2.]])])
 def test_suggest_sigma_faults(x):
-    with pytest.raises(ValueError, match='x must hold at least 2 points|x holds NaN'): suggest_sigma(x)
+    with pytest.raises(ValueError, match='x must hold|x holds NaN'): suggest_sigma(x)

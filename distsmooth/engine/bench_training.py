@@ -17,7 +17,7 @@ from statistics import median
 # %% ../../nbs/engine/bench_training.ipynb #78c80652
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from ..checks import check_number, check_one_of
+from ..checks import check_number, check_one_of, checked
 from .bench import as_case, as_machine, check_device, seconds
 from .fused import keep_memory
 from ..registry import plain
@@ -39,6 +39,7 @@ VARIANTS = {
 }
 
 # %% ../../nbs/engine/bench_training.ipynb #e8b001dd
+@checked(network=TRAINED, batch_size='[1, inf)')
 def make_run(
     network:str, # One of `TRAINED`
     batch_size:int, # Images a step
@@ -64,11 +65,13 @@ def ceiling(
     device:str='cpu', # 'cpu' or 'cuda'
     dtype:torch.dtype=torch.float32, # Of the matrices
     n:int=1024, # Their side
-    repeats:int=30, # The best of so many counts
+    within:float=1., # Seconds; the best of as many products as it takes to fill them
 ) -> float: # FLOP/s
     "The rate of matrix products"
     a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2*n**3/min(seconds(lambda: a@b, device) for _ in range(repeats))
+    took = []
+    while sum(took) < within: took.append(seconds(lambda: a@b, device))
+    return 2*n**3/min(took)
 
 # %% ../../nbs/engine/bench_training.ipynb #0ab71683
 WARM_UP = 2  # steps that are not counted: the first compiles and asks for memory, the second clears up after it

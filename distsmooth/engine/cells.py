@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 import distsmooth
+from ..checks import check_function, check_path, checked
 from ..data import to_bytes
 from .bench import as_machine
 from .checkpoint import write_whole
@@ -52,6 +53,7 @@ def as_plain(
     if isinstance(x, (list, tuple)): return [as_plain(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
+@checked(path=check_path)
 def write_json(
     path, # The file
     result, # What `as_plain` takes
@@ -99,6 +101,7 @@ def as_command(
     return ' '.join(['distsmooth', *map(shlex.quote, [*words, *given])])
 
 # %% ../../nbs/engine/cells.ipynb #5d821c7b
+@checked(folder=check_path, report=check_function)
 def run_cells(
     folder, # Where they are kept; made if it is not there
     cells:list, # Of `Cell`
@@ -134,6 +137,7 @@ def _work_off(folder, missing, n, report):
         row = dict(name=cell.name, about=cell.about, figures=figures, seconds=round(time.perf_counter() - start, 3))
         write_json(folder/f'cell-{cell.file}.json', row)
 
+@checked(seconds='[0, inf)')
 def as_time(
     seconds:float, # How long
 ) -> str: # '40 s', '12 min' or '3.5 h'
@@ -164,6 +168,7 @@ def result_folders(
     here = Path.cwd()
     return [p/'results' for p in dict.fromkeys((PACKAGE.parent, here, *here.parents)) if (p/'results').is_dir()]
 
+@checked(folder=check_path)
 def load_result(
     name:str, # Of a study
     folder=None, # Where it lies; if left out, `results` in the repository or above the current folder
@@ -182,6 +187,7 @@ def load_result(
     return result
 
 # %% ../../nbs/engine/cells.ipynb #d39a34d5
+@checked(value=None, error='[0, inf)', digits='[1, inf)')
 def stated(
     value:float, # None if there is none
     error:float=None, # Its standard error
@@ -193,6 +199,7 @@ def stated(
     places = max(0, 1 - math.floor(math.log10(error)))
     return f'{value:.{places}f} ± {error:.{places}f}'
 
+@checked()
 def as_table(
     head:list, # Of the columns
     rows:list, # Lists of as many cells; None stays empty
@@ -206,6 +213,7 @@ def as_table(
 def _said(cell): return '' if cell is None else f'{cell:g}' if isinstance(cell, float) else str(cell)
 
 # %% ../../nbs/engine/cells.ipynb #ecb489bd
+@checked(x='n C H W', nrow='[1, inf)')
 def as_png(
     x:torch.Tensor, # (n, C, H, W) in [-1, 1]; what lies outside is clipped
     nrow:int=8, # Images in a row
@@ -218,6 +226,7 @@ def as_png(
     Image.fromarray(pixels[..., 0] if C == 1 else pixels).save(file, 'png', optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
+@checked()
 def from_png(
     text:str, # From `as_png`
 ) -> np.ndarray: # (H, W) or (H, W, 3) of 8-bit levels

@@ -18,8 +18,10 @@ from zipfile import ZipFile
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from ..checks import able, check_function, check_path, checked
 
 # %% ../../nbs/engine/checkpoint.ipynb #43735a2c
+@checked(path=check_path, write=check_function)
 def write_whole(
     path, # The file
     write, # `write(f)` fills a binary file object
@@ -49,6 +51,7 @@ def _sync(path):
         try: os.fsync(fd)
         finally: os.close(fd)
 
+@checked(folder=check_path)
 def sweep(
     folder, # To be tidied
     name:str=None, # Of the file that was written; if left out, all of them, in folders below, too
@@ -86,6 +89,7 @@ def _check_plain(x, name='state'):
         _check_plain(k, f'a key of {name}')
         _check_plain(v, f'{name}.{k}')
 
+@checked(path=check_path)
 def load_plain(
     path, # A file that `torch.save` wrote
 ): # What is in it, on the CPU
@@ -103,6 +107,7 @@ class _Summed:
     def write(self, b): self.sum.update(b); return self.f.write(b)
     def flush(self): self.f.flush()
 
+@checked(f=able('write'), write=check_function)
 def write_sealed(
     f, # A binary file object
     write, # `write(f)` fills it; it can't go back in it
@@ -127,6 +132,7 @@ def _sum(f, n):
     while n > 0 and (b := f.read(min(n, 1 << 20))): total.update(b); n -= len(b)
     return total.hexdigest()
 
+@checked(path=check_path)
 def is_whole(
     path, # A file that was written by `write_sealed`, or is a zip archive
 ) -> bool:
@@ -141,6 +147,7 @@ _FORMAT, _UNSEALED = 'distsmooth checkpoint 2', 'distsmooth checkpoint 1'
 
 class Checkpoints:
     "The newest `keep` states of a run in a folder. `with Checkpoints(folder) as c:` keeps other processes out"
+    @checked(folder=check_path, keep=None, settings=None)
     def __init__(self,
         folder, # Made if it is not there
         keep:int=3, # How many; the oldest go first
@@ -206,6 +213,7 @@ def _flat(d, name=''):
     if not isinstance(d, dict) or name and not d: return {name: d}
     return {n: v for k, x in d.items() for n, v in _flat(x, f'{name}.{k}' if name else k).items()}
 
+@checked(free=able('__contains__'))
 def check_settings(
     where, # The file or folder that was made with them
     was:dict, # Settings that were written down
@@ -222,6 +230,7 @@ def check_settings(
 
 # %% ../../nbs/engine/checkpoint.ipynb #331f7dc9
 @patch
+@checked(step='[0, inf)')
 def load(self:Checkpoints,
     step:int=None, # One of `steps`; the newest if left out
     free=(), # Dotted names of settings that may differ
@@ -239,6 +248,7 @@ def load(self:Checkpoints,
 # %% ../../nbs/engine/checkpoint.ipynb #77db3e76
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL} # What disks without locks answer
 
+@checked(folder=check_path, wait='[0, inf)')
 def lock_folder(
     folder, # One that is there
     name:str='.lock', # Of the lock's file in it
@@ -285,6 +295,7 @@ def _sha256(path):
     for p in (path, path.parent): _sync(p)
     with open(path, 'rb') as f: return file_digest(f, 'sha256').hexdigest()
 
+@checked(folder=check_path, write=check_function, members=check_function)
 def write_together(
     folder, # Made if it is not there
     write, # `write(new)` fills an empty folder: `config.json`, and the files that belong to it
@@ -325,6 +336,7 @@ def _move(a, b):
     _sync(b.parent)
 
 # %% ../../nbs/engine/checkpoint.ipynb #bd4819b5
+@checked(folder=check_path, members=check_function)
 def read_together(
     folder, # Of `write_together`
     members, # As there

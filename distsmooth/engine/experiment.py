@@ -32,7 +32,8 @@ from ..conditional import StackedPixelCNNpp
 from ..data import fingerprint, load_dataset
 from ..pipeline import KERNELS, save_parts
 from ..pixelcnn import PixelCNNpp
-from ..checks import check_fields, check_number, check_one_of, check_sigma, check_sigma_range, within
+from ..checks import (able, check_fields, check_number, check_one_of, check_path, check_sigma, check_sigma_range, checked,
+                              within)
 from ..training import (TrainConfig, Trainer, images, make_generator, raw_objective, reverse_objective,
                                  smooth_objective)
 
@@ -42,7 +43,7 @@ class Data:
     "Which images"
     name:str='digits' # 'digits' (bundled), 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None # where they are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=within('[1, inf)', 32) # side of CelebA's images and of those in a folder; the others keep their own
+    size:int=within('[1, inf)', 32) # side of images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
     download:bool=False # let torchvision fetch what is missing
     __post_init__ = check_fields
 
@@ -85,6 +86,7 @@ class Network:
     n_classes:int=within('[0, inf)', 0) # class labels that it is told; 0 for none
     __post_init__ = check_fields
 
+    @checked(size=able('__len__'))
     def make(self,
         channels:int, # Of the images
         size, # (H, W) of the images
@@ -252,6 +254,7 @@ def restore(self:Trainer,
 # %% ../../nbs/engine/experiment.ipynb #74853af2
 class Experiment:
     "A run of a recipe in a folder: recipe.yaml, log.csv, checkpoints/, samples/, tensorboard/, and the network so far"
+    @checked(out=check_path)
     def __init__(self,
         recipe:Recipe, # What to do
         out, # The folder

@@ -9,6 +9,7 @@ __all__ = ['official_state', 'load_official']
 import re
 from pathlib import Path
 import torch
+from ..checks import checked
 from .checkpoint import load_plain
 from ..logistic import n_params
 from ..pixelcnn import PixelCNNpp
@@ -24,6 +25,7 @@ def _official(name):
     for ours, theirs in _RENAMED: name = re.sub(ours, theirs, name)
     return name
 
+@checked()
 def official_state(
     net:PixelCNNpp, # Without context, labels and noise levels
 ) -> dict: # Name to tensor
