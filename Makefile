@@ -35,7 +35,7 @@ box: .venv/.installed           ## train the bundled model anew, on MNIST in DIS
 	for part in smooth reverse raw; do \
 	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume) || exit 1; done
 	$(BIN)/distsmooth pack --parts runs/box-smooth runs/box-reverse runs/box-raw --out distsmooth/pretrained/digits
-	$(BIN)/python scripts/card_digits.py runs
+	$(BIN)/python scripts/card_digits.py
 
 # one virtual environment; what is installed is remembered, so that a second call is quick
 .venv/bin/python:

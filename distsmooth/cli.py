@@ -32,12 +32,14 @@ def stages(
     generator=None, # A `torch.Generator`, for samples that can be drawn again
     progress:bool=False, # Show a bar while sampling
     sigma:float=None, # Noise level; the kernel's own if left out
+    label=None, # (n,) class numbers, for networks that are told labels
 ) -> dict: # 'smoothed', 'single_step', 'two_step': each (n, C, H, W), smoothed values unclipped
     "The same `n` samples before and after each of the two ways back"
     u_smooth, u_reverse = sm.uniforms(n, generator)
-    x_noisy = sm.sample(uniforms=(u_smooth, u_reverse), denoise=None, sigma=sigma, progress=progress)
-    return {'smoothed': x_noisy, 'single_step': sm.denoise(x_noisy, 'single_step', sigma=sigma),
-            'two_step': sm.denoise(x_noisy, 'two_step', u_reverse, sigma, progress=progress)}
+    told = dict(sigma=sigma, label=label)
+    x_noisy = sm.sample(uniforms=(u_smooth, u_reverse), denoise=None, progress=progress, **told)
+    return {'smoothed': x_noisy, 'single_step': sm.denoise(x_noisy, 'single_step', **told),
+            'two_step': sm.denoise(x_noisy, 'two_step', u_reverse, progress=progress, **told)}
 
 # %% ../nbs/engine/cli.ipynb #fff7fbba
 COUNT, SEED = '[1, 1000000]', '[0, 18446744073709551616)'  # of images; what `torch.Generator` takes
@@ -58,18 +60,21 @@ def demo(
     sigma:Optional[float]=None, # Noise level, for a model of many; its kernel's own if left out
     seed:int=0, # Of everything random: the same seed gives the same digits
     batch_size:int=64, # Digits drawn at once; lower it if memory is short
+    label:Optional[str]=None, # Class to draw, for networks that are told labels: a number, or one of CIFAR-10's names
 ):
     "Draw `n` digits with the whole method and write a picture of every stage"
     _check(n=(n, COUNT), batch_size=(batch_size, COUNT), seed=(seed, SEED))
     folder = _folder(out)
     import torch
+    from distsmooth.engine.shards import class_labels
     from distsmooth.pipeline import SmoothedModel
+    label = _class_number(label)
     sm, gen, start = SmoothedModel.from_pretrained(model), torch.Generator().manual_seed(seed), time.time()
     level, clean = sm.check_sigma(sigma), _clean(sm, n, gen)
     folder.mkdir(parents=True, exist_ok=True)
     print(f'{n} samples from {model!r}: smooth, then reverse, {sm.smooth.dims} values each ...', flush=True)
     sizes = [len(c) for c in torch.arange(n).split(batch_size)]
-    parts = _batches(sizes, lambda k: stages(sm, k, gen, progress(), sigma))
+    parts = _batches(sizes, lambda k: stages(sm, k, gen, progress(), sigma, class_labels(sm.smooth, label, 0, k)))
     drawn, n = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, sum(sizes[:len(parts)])
     _write_demo(folder, clean[:n], type(sm.kernel)(level).sample(clean, gen)[:n], drawn)
     seconds = time.time() - start
@@ -78,6 +83,13 @@ def demo(
           'next: open the picture, then the notebooks: distsmooth lab')
 
 # %% ../nbs/engine/cli.ipynb #daac9747
+def _class_number(label):
+    "A class by its number, or by its name in CIFAR-10"
+    from distsmooth.checks import check_one_of
+    from distsmooth.data import CIFAR10_CLASSES
+    if label is None or str(label).isdecimal(): return label and int(label)
+    return CIFAR10_CLASSES.index(check_one_of(label, 'label', CIFAR10_CLASSES))
+
 def _batches(sizes, work):
     "`work(size)` for each size; after Ctrl-C, the results so far, if there are any"
     done = []
@@ -176,7 +188,7 @@ def evaluate(
     images:int=500, # Test images for likelihoods and errors; 0 for none
     data:str='digits', # Test images: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None, # Where the data are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=32, # Side of CelebA's images and of those in a folder; the others keep their own
+    size:int=32, # Side of images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
     out:Optional[str]=None, # Folder for samples and finished figures, instead of FILE.parts
     extractor:Optional[str]=None, # 'digits', 'efficientnet-lite0' or 'inception'; the first for digits, else the second
     batch_size:int=100, # Images drawn at once
@@ -186,6 +198,8 @@ def evaluate(
     _check_json(json)
     from distsmooth.engine.cells import as_time
     from distsmooth.engine.evaluate import evaluate_model, evaluation_text
+    from distsmooth.engine.fused import keep_memory
+    keep_memory()
     result = evaluate_model(model, n, json, sigmas, seeds, iwae, images, data, root, size, out, extractor, batch_size)
     print(f'\n{evaluation_text(result)}\n\n{as_time(result["seconds"])} in all')
     if json: print(f'wrote {json}; the samples and what else was finished are in {out or f"{json}.parts"}')
@@ -251,14 +265,14 @@ def sample(
     method:Literal['cached', 'naive', 'jacobi', 'jacobi_rows']='cached', # How to draw: the same samples, other times
     transform:Literal['choice', 'icdf']='choice', # How a uniform number becomes a pixel
     temperature:float=1., # Below 1 for likelier pixels
-    label:Optional[int]=None, # Class to draw, for a network that is told labels
+    label:Optional[str]=None, # Class to draw, for a network that is told labels: a number, or one of CIFAR-10's names
 ):
     "Draw from one network (stage 1), in shards: started again, it goes on"
     _check(n=(n, COUNT), batch_size=(batch_size, COUNT), seed=(seed, SEED))
     from distsmooth.engine.shards import sample_shards
     how = dict(method=method, transform=transform, temperature=temperature)
-    if label is not None: how['label'] = label
-    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, progress(), **how), out, n)
+    label = _class_number(label)
+    _show(sample_shards(model, out, n, part, sigma, seed, batch_size, progress(), label, **how), out, n)
 
 def _show(paths, out, n=None):
     "Say what was asked for and is there now, and draw the first samples"
@@ -279,11 +293,13 @@ def denoise(
     score:Literal['joint', 'local']='joint', # For the single step; 'local' as published
     seed:int=0, # Of the uniforms
     batch_size:int=64, # Images of a shard
+    label:Optional[str]=None, # Their class, for a network that is told labels; what they were drawn as, if left out
 ):
     "Bring smoothed images back to clean ones (stage 2), in shards: started again, it goes on"
     _check(batch_size=(batch_size, COUNT), seed=(seed, SEED))
     from distsmooth.engine.shards import denoise_shards
-    _show(denoise_shards(model, samples, out, how, sigma, score, seed, batch_size, progress()), out)
+    label = _class_number(label)
+    _show(denoise_shards(model, samples, out, how, sigma, score, seed, batch_size, progress(), label), out)
 
 # %% ../nbs/engine/cli.ipynb #74feb086
 def import_(
@@ -317,6 +333,8 @@ def pack(
     parts:list[str], # Folders of runs or imports
     out:str, # Folder for the model
     sigma:Optional[float]=None, # Noise level it starts from; that of the first folder if left out
+    half:bool=False, # Write the weights as float16: half the size; they are read as float32
+    note:str='', # A paragraph for the card
 ):
     "Put networks together into one model, with a card that says what they are"
     _folder(out)
@@ -331,8 +349,9 @@ def pack(
     kernel = kernels.pop()
     kernel = kernel if sigma is None else type(kernel)(sigma)
     sm = SmoothedModel(kernel=kernel, **{k: v for f in found for k, v in f.items()})
+    if half: sm.half()
     sm.save_pretrained(out)
-    _write_card(sm, {part: Path(folder) for folder, f in zip(parts, found) for part in f}, Path(out))
+    _write_card(sm, {part: Path(folder) for folder, f in zip(parts, found) for part in f}, Path(out), note)
     print(f'wrote {out}: {kernel}\n{table([_network(*part) for part in sm.named_children()])}')
 
 # %% ../nbs/engine/cli.ipynb #3a905693
@@ -347,7 +366,7 @@ tags: [autoregressive, pixelcnn, distribution-smoothing]
 
 An autoregressive model of images by distribution smoothing: {parts}, and {kernel} between clean and smoothed images.
 
-{sizes}
+{sizes}{note}
 
 ## What they were trained on, and how
 
@@ -364,7 +383,7 @@ Of test images, by the averaged weights that are here; the logs are in `log.csv`
 ```python
 from distsmooth import SmoothedModel
 sm = SmoothedModel.from_pretrained({name!r})  # a folder, or a hub id
-x = sm.sample(16, denoise={way!r})
+x = sm.sample(16, denoise={way!r}{label})
 ```
 """
 
@@ -378,18 +397,29 @@ def _trained(part, folder):
     "A row about how a network was trained, from its recipe"
     import yaml
     file = folder/'recipe.yaml'
-    if not file.is_file(): return dict(part=part, data='not known', noise='', steps='', batch_size='', seed='')
+    if not file.is_file(): return dict(part=part, data='not known', noise='', steps='', batch_size='', seed='', minutes='')
     r = yaml.safe_load(file.read_text(encoding='utf8'))
     o, t = r['objective'], r['train']
     level = ' to '.join(f'{s:g}' for s in o['sigma_range'] or [o['sigma']])
     return dict(part=part, data=r['data']['name'], noise='none' if part == 'raw' else f'{o["kernel"]} {level}',
-                steps=t['steps'] or f'{t["epochs"]} epochs', batch_size=t['batch_size'], seed=t['seed'])
+                steps=t['steps'] or f'{t["epochs"]} epochs', batch_size=t['batch_size'], seed=t['seed'],
+                minutes=_minutes(_log(folder), t['batch_size']))
+
+def _log(folder):
+    "The lines of a run's log"
+    import csv
+    file = folder/'log.csv'
+    return list(csv.DictReader(file.read_text(encoding='utf8').splitlines())) if file.is_file() else []
+
+def _minutes(lines, batch_size):
+    "How long a run took, by the speed that its log states"
+    steps = [int(r['step']) for r in lines]
+    spent = sum((b - a)*batch_size/float(r['images_per_second']) for a, b, r in zip([0, *steps], steps, lines))
+    return f'{spent/60:.0f}' if lines else ''
 
 def _judged(part, folder):
     "A row about how good a network was in the end, from its log"
-    import csv
-    file = folder/'log.csv'
-    lines = list(csv.DictReader(file.read_text(encoding='utf8').splitlines())) if file.is_file() else []
+    lines = _log(folder)
     last = next((r for r in reversed(lines) if r['test_nats_per_dim']), None)
     if last is None: return dict(part=part, step='', **{'nats/dim': 'not known', 'bits/dim': 'not known', 'of': ''})
     return dict(part=part, step=last['step'], **{'nats/dim': last['test_nats_per_dim'],
@@ -399,13 +429,14 @@ def _own(folder, part):
     "The folder with the log of a part: a run's own, or one in a packed model"
     return folder/part if (folder/part/'log.csv').is_file() else folder
 
-def _write_card(sm, folders, out):
+def _write_card(sm, folders, out, note=''):
     "README.md of a packed model, and the recipes and logs that it was written from"
     from distsmooth.engine.checkpoint import write_whole
     folders = {part: _own(folder, part) for part, folder in folders.items()}
     text = _CARD.format(
         name=out.resolve().name, kernel=sm.kernel, parts=', '.join(f'`{p}`' for p in folders),
-        way='two_step' if sm.reverse is not None else 'single_step',
+        way='two_step' if sm.reverse is not None else 'single_step', label=', label=0' if sm.smooth.n_classes else '',
+        note=note and f'\n\n{note}',
         sizes=_markdown([_network(*part) for part in sm.named_children()]),
         how=_markdown([_trained(*item) for item in folders.items()]),
         good=_markdown([_judged(*item) for item in folders.items()]))

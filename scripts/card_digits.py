@@ -1,16 +1,13 @@
 """Write the card of the model in the box, distsmooth/pretrained/digits/README.md: every figure in it is measured here.
 
-    make box                                   # trains the three networks, packs them, and runs this
-
-    distsmooth train --recipe digits-smooth --data.name mnist --out runs/digits-smooth        # and -reverse, and -raw
-    distsmooth pack --parts runs/digits-smooth runs/digits-reverse runs/digits-raw --out distsmooth/pretrained/digits
-    python scripts/card_digits.py runs         # also copies the logs of the three runs, if their folder is given
+    make box                          # trains the three networks, packs them with their recipes and logs, and runs this
+    python scripts/card_digits.py     # measures the model in the box again
 
 Likelihoods and errors: the first 500 bundled test digits, IWAE-16 the first 120. Samples: 256 of each kind, by `distsmooth.metrics`. About half an hour on one core.
 """
-import math, shutil, sys
-from pathlib import Path
+import math
 import torch
+import yaml
 from distsmooth.data import load_dataset
 from distsmooth.denoising import single_step
 from distsmooth.metrics import evaluate_samples, extract_features
@@ -20,13 +17,23 @@ from distsmooth.smoothing import GaussianKernel
 BOX, LEVELS, DRAWN, N, TIGHT, DRAWS, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 120, 16, 256
 METRICS = 'FD', 'KID', 'MIND', 'confidence', 'precision', 'recall'
 
-NOTE = """
+REPAIRED = """Made by three runs of `distsmooth train` (recipes `digits-smooth`, `digits-reverse`, `digits-raw` with `--data.name mnist`: 3,750 steps of 16 images each, one pass over MNIST's 60,000 training images, seed 0,
+float32, one thread), put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log. `make box` trains longer.
+
 These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused. Its average then had a constant decay, 0.999, and began at the
 weights after the first step: 0.999^3749 = 2.35 % of it were weights that had taken a single step. `scripts/repair_average.py` made that step again from its seed and took its share out; what is left is the
 same average of the other steps, up to rounding. On the first 500 test digits, in nats/dim as the logs have it: smooth 0.3656 before, 0.3649 after; reverse 0.7917, 0.6665; raw 0.7586, 0.7481. The logs' train column is the run's
-own; their test column holds the end alone, and is of the repaired weights. `make box` takes the same steps with other rounding, and averages as `distsmooth.training` does now: expect figures like
-these, not the same weights.
-"""
+own; their test column holds the end alone, and is of the repaired weights. The same recipes take the same steps today with other rounding, and average as `distsmooth.training` does now: expect figures
+like these, not the same weights."""
+
+def made():
+    "How the networks came about: from the recipes that `pack` put beside them"
+    files = [BOX/part/'recipe.yaml' for part in ('smooth', 'reverse', 'raw')]
+    if not any(f.is_file() for f in files): return REPAIRED
+    recipes = [yaml.safe_load(f.read_text(encoding='utf8'))['train'] for f in files]
+    steps, batches, seeds = (' / '.join(f'{v:,}' for v in dict.fromkeys(r[k] for r in recipes)) for k in ('steps', 'batch_size', 'seed'))
+    return f"""Made by `make box`: three runs of `distsmooth train` (recipes `box-smooth`, `box-reverse`, `box-raw`: {steps} steps of {batches} of MNIST's 60,000 training images each, seed {seeds}, float32, one thread),
+put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log."""
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 def table(head, rows): return '\n'.join(['| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *('| ' + ' | '.join(r) + ' |' for r in rows)])
@@ -69,7 +76,7 @@ def samples(sm, n=SAMPLES):
         yield row(f'sigma {sigma:g}, single step', in_parts(lambda z: sm.denoise(z, 'single_step', sigma=sigma), x_noisy))[0]
         yield row(f'sigma {sigma:g}, two steps', sm.denoise(x_noisy, 'two_step', u[1], sigma))[0]
 
-def card(sm, note):
+def card(sm):
     test = load_dataset('digits', 'test')
     x = test.x[:N]
     with torch.no_grad(): raw = bits(sm, in_parts(sm.raw.log_prob, x))
@@ -77,9 +84,8 @@ def card(sm, note):
     return f"""# digits
 
 One smooth and one reverse PixelCNN++ for MNIST at every noise level from 0.1 to 1, and a raw one, of digits as they are, to compare with.
-Made by `make box`: three runs of `distsmooth train` on MNIST's 60,000 training images (recipes `digits-smooth`, `digits-reverse`, `digits-raw`: 3750 steps of 16 images
-each, one pass, seed 0, float32, one thread), put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log.
-{note}
+{made()}
+
 {table(['part', 'network', 'parameters'], sizes)}
 
 ## How likely test digits are
@@ -109,8 +115,6 @@ Trained on MNIST (Y. LeCun, C. Cortes, C. J. C. Burges; CC BY-SA 3.0). Limits: s
 """
 
 if __name__ == '__main__':
-    for part in ('smooth', 'reverse', 'raw') if len(sys.argv) > 1 else ():
-        shutil.copy(Path(sys.argv[1])/f'digits-{part}'/'log.csv', BOX/part/'log.csv')
-    text = card(SmoothedModel.from_pretrained('digits'), NOTE if len(sys.argv) == 1 else '')
+    text = card(SmoothedModel.from_pretrained('digits'))
     (BOX/'README.md').write_text(text)
     print(text)

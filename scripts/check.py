@@ -61,7 +61,7 @@ def package_installs():
 
 def book_builds(): run('python', 'scripts/book')
 def notebooks_run(): run('nbdev_test', '--n_workers', 2, '--do_print', '--timing', OMP_NUM_THREADS='1')  # two workers of one thread each
-def tests_pass(): run('python', '-m', 'pytest', '-q', '-n', 2, '--dist', 'loadfile', '--durations=8', 'tests', OMP_NUM_THREADS='1')
+def tests_pass(): run('python', '-m', 'pytest', '-q', '-n', 2, '--dist', 'loadfile', '--durations=8', '--timeout=600', 'tests', OMP_NUM_THREADS='1')
 
 for step in (package_is_exported, notebooks_are_clean, readme_is_fresh, code_is_tidy, package_installs, book_builds, notebooks_run, tests_pass):
     start = time.time()

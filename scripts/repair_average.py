@@ -43,7 +43,7 @@ FOUND = {  # sha256 of model.safetensors, as version 0.1.0 had them
 }
 
 def recipe(part):
-    "What `make box` trains: the recipe of that part, on MNIST"
+    "What the box was trained by: the recipe of that part, on MNIST"
     given = yaml.safe_load((RECIPES/f'digits-{part}.yaml').read_text())
     given['data']['name'] = 'mnist'
     made = dict(data=Data, objective=Objective, network=Network, train=TrainConfig, log=Log)

@@ -1,5 +1,8 @@
+import signal
 import pytest
 import torch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with Ctrl-C ignored
 
 @pytest.fixture(autouse=True)
 def same_seed():

@@ -113,7 +113,7 @@ def test_flop_are_proportional_to_the_images(tiny):
 def test_the_ceiling_counts_a_product(monkeypatch):
     times = iter([4., 2., 8.])
     monkeypatch.setattr(bt, 'seconds', lambda work, device: (work(), next(times))[1])
-    assert ceiling(n=10, repeats=3) == 2*10**3/2                              # a multiplication and an addition each; the best time
+    assert ceiling(n=10, within=10.) == 2*10**3/2                             # a multiplication and an addition each; the best time
 
 @pytest.mark.parametrize('request_, says', [(dict(cases=['cats:1']), "got 'cats:1'"), (dict(cases=['mnist']), "got 'mnist'"), (dict(cases=['mnist:0']), "got 'mnist:0'"),
     (dict(variants=['magic']), "got 'magic'"), (dict(variants=[]), 'got None'), (dict(repeats=0), 'repeats must be a whole number of at least 1, got 0'), (dict(steps=0), 'steps must be a whole number of at least 1, got 0'), (dict(device='abacus'), "got 'abacus'")])

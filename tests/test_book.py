@@ -81,6 +81,7 @@ def site(docs, browser):
     page, found = opened(browser, 390), {}
     for path in sorted(docs.rglob('*.html')):
         if {'_static', 'play'} & set(path.relative_to(docs).parts): continue
+        page.goto('about:blank')  # or what is left half loaded is said to be the next page's fault
         page.said.clear(), page.asked.clear()
         page.goto(path.as_uri())
         found[path.as_uri()] = page.evaluate(FACTS) | {'said': [*page.said], 'asked': [*page.asked]}
@@ -116,6 +117,7 @@ def test_every_formula_is_drawn(site):
 def test_no_page_shows_a_fault(site):
     assert not where(site, lambda f: re.findall(r'Traceback \(most recent call last\)|model not found', f['outputs'] + f['prose']))
     assert not where(site, lambda f: re.findall(r'interactive\(children|HBox\(children|\d+%\|.{0,20}', f['outputs']))
+    assert not where(site, lambda f: re.findall(r'.{0,30}\|\s*(?:---|—).{0,30}', f['prose'])), 'a table that is not drawn as one'
 
 def test_every_picture_is_there_and_said_in_words(site):
     assert not where(site, lambda f: [alt or 'no words' for alt, width in f['pictures'] if not width or len(alt) < 3])
@@ -164,8 +166,9 @@ def test_a_dead_widget_becomes_a_sentence():
     outputs = [new.new_output('display_data', {view: {}, 'text/plain': t}) for t in ('interactive(children=(...', 'rows: 0%| | 0/4 [00:00<?, ?it/s]')] + [new.new_output('stream', text='kept')]
     settled = pages.settled(outputs)
     assert [pages.text_of(o) for o in settled] == [pages.KNOB, 'kept']
-    assert 'make lab' in pages.shown(settled, 'engine/bench.ipynb', None)[0]['data']['text/html']
-    assert '"../play/play.html"' in pages.shown(settled, 'engine/bench.ipynb', 'play/play.html')[0]['data']['text/html']
+    html = lambda code: pages.shown(settled, code, 'engine/bench.ipynb')[0]['data']['text/html']
+    assert 'make lab' in html('live_slider(draw)') and 'href="../play/play.html"' in html('live_slider(draw)')
+    assert '<iframe' in html('playground()') and 'src="../play/play.html"' in html('playground()')
 
 def test_signatures_are_read_from_the_source(tmp_path):
     (tmp_path/'m.py').write_text('''"What it is"
@@ -252,6 +255,21 @@ def test_still_frames_turn(docs, browser):
     page.keyboard.press('ArrowRight')
     assert shown() != before and not page.said
 
+def test_the_playground_draws_where_the_knob_stands(docs, browser):
+    "In the notebook's page: a key gives other digits; it takes the page's colours"
+    page = opened(browser)
+    page.goto((docs/'course'/'00_start.html').as_uri())
+    page.locator('iframe.playground').scroll_into_view_if_needed()
+    play = page.frame_locator('iframe.playground')
+    play.locator('.ds[data-state=ready]').wait_for(timeout=60_000)
+    digits, paper = (lambda: play.locator('.reverse canvas').evaluate('c => c.toDataURL()')), (lambda: play.locator('.ds').evaluate('e => getComputedStyle(e).colorScheme'))
+    before, light = digits(), paper()
+    play.locator('input[type=range]').first.press('ArrowRight')
+    sync_api.expect(play.locator('.status').first).to_contain_text('sigma 0.55, drawn', timeout=60_000)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    sync_api.expect(play.locator('html')).to_have_attribute('theme', 'dark')
+    assert digits() != before and (light, paper()) == ('light', 'dark') and not page.said and not page.asked
+
 def test_the_book_leaves_tracked_files_alone(docs):
     ignored = subprocess.run(['git', 'check-ignore', '_docs', '_book'], cwd=ROOT, capture_output=True, text=True)
     if ignored.returncode > 1: pytest.skip('not a git checkout')
@@ -271,16 +289,23 @@ def axe():
         packed.unlink()
     return path.read_text(encoding='utf8')
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('width', [1280, 390])
-@pytest.mark.parametrize('name', ['index', 'course/02_smoothing', 'engine/bench', 'api/distsmooth.pipeline', 'search'])
-def test_nothing_serious_stands_in_the_way(docs, browser, axe, name, width, scheme):
-    "axe-core: contrast, names, order, focus"
-    page = opened(browser, width, scheme)
+@pytest.mark.parametrize('name', ['index', 'course/02_smoothing', 'play/play', 'api/distsmooth.pipeline', 'search'])
+def test_nothing_serious_stands_in_the_way(docs, browser, axe, name):
+    "axe-core: contrast, names, order, focus, at two widths; of the dark page its contrasts"
+    page, serious = opened(browser), {}
     page.goto((docs/f'{name}.html').as_uri())
     page.evaluate("() => document.querySelectorAll('.cell').forEach((cell, i) => { if (i > 7) cell.remove(); })")  # more of the same
     page.evaluate(axe)
-    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
-    serious = {v['id']: [n['html'][:120] for n in v['nodes'][:3]] for v in found if v['impact'] in ('serious', 'critical')}
+    paper = lambda: page.evaluate("[...document.querySelectorAll('body, .ds')].map(e => getComputedStyle(e).backgroundColor)")
+    papers = []
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        for width in (1280, 390):
+            page.set_viewport_size({'width': width, 'height': 900})
+            page.wait_for_timeout(400)  # colours change slowly
+            found = page.evaluate("async only => (await axe.run(document, {resultTypes: ['violations'], ...only})).violations", {} if scheme == 'light' else {'runOnly': ['color-contrast']})
+            serious |= {f'{v["id"]} {width} {scheme}': [n['html'][:120] for n in v['nodes'][:3]] for v in found if v['impact'] in ('serious', 'critical')}
+        papers.append(paper())
     page.context.close()
     assert not serious, json.dumps(serious, indent=1)
+    assert all(light != dark for light, dark in zip(*papers)), 'both were looked at'

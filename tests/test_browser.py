@@ -53,13 +53,21 @@ def as_far_as(cells, text):
     last = next(i for i, c in enumerate(cells) if text in ''.join(c['source']))
     return cells[:last + 1]
 
+MORE = [  # frames; the playground of the model in the box, and of one that stays in the kernel
+    "from distsmooth.plots import draw_mixture, frame_slider\nframe_slider(lambda mean: draw_mixture([1], [mean], [.1]), [-.5, .5], 'mean')",
+    "from distsmooth import playground\nplayground()",
+    "from distsmooth.conditional import StackedPixelCNNpp\nfrom distsmooth.pipeline import SmoothedModel\nfrom distsmooth.pixelcnn import PixelCNNpp\n"
+    "how = dict(size=8, n_filters=4, n_resnet=1, n_mix=2, dropout=0., sigma_range=(.2, .8))\n"
+    "playground(SmoothedModel(PixelCNNpp(**how), StackedPixelCNNpp(**how)).eval())"]
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
-    "The notebook as far as its first live slider, opened and run; `page.outside` lists what was asked for elsewhere"
+    "The notebook as far as its first live slider, and `MORE`, opened and run; `page.outside` lists what was asked for elsewhere"
     tmp = tmp_path_factory.mktemp('browser')
     (tmp/'nbs').mkdir()
     nb = json.loads(NOTEBOOK.read_text())
     nb['cells'] = as_far_as(nb['cells'], 'live_slider(lambda')
+    nb['cells'] += [dict(cell_type='code', id=f'more{i}', metadata={}, source=source, outputs=[], execution_count=None) for i, source in enumerate(MORE)]
     (tmp/'nbs'/NOTEBOOK.name).write_text(json.dumps(nb))
     with jupyterlab(tmp/'nbs', tmp) as address, sync_api.sync_playwright() as pw:
         context = pw.chromium.launch_persistent_context(str(tmp/'chrome'), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={'width': 1100, 'height': 1000})
@@ -136,5 +144,28 @@ def test_frame_slider_in_a_page_without_a_kernel(page):
     plain.keyboard.press('Home')
     shows(0)
     plain.close()
+
+def test_frame_slider_takes_the_arrow_keys(page):
+    "JupyterLab would go to the next cell with them"
+    box = scroll_to(page, '.frame-slider:has-text("mean")')
+    for key, value in (('ArrowRight', '0.5'), ('ArrowLeft', '-0.5')):
+        box.locator('input').press(key)
+        sync_api.expect(box.locator('img:visible')).to_have_attribute('alt', f'mean = {value}')
+
+@pytest.mark.parametrize('i, where', [*enumerate(('in this browser', 'by the Python kernel'))])
+def test_the_playground(page, i, where):
+    "The model in the box is drawn by the browser, one that cannot be exported by the kernel; arrow keys turn the knob, they do not leave the cell"
+    pytest.importorskip('anywidget')
+    scroll_to(page, '.ds')
+    box = page.locator('.ds').nth(i)
+    knob, status, strip, seen = box.locator('input[type=range]').first, box.locator('.status').first, box.locator('.reverse canvas'), []
+    for key, value in (('', '0.50'), ('ArrowRight', '0.55'), ('ArrowLeft', '0.50'), ('End', knob.get_attribute('max'))):
+        if key: knob.press(key)
+        sync_api.expect(status).to_contain_text(f'sigma {float(value):.2f}, drawn {where}', timeout=120_000)
+        seen.append(strip.evaluate('c => c.toDataURL()'))
+        if key == 'ArrowRight': sync_api.expect(box.locator('.complete .status')).to_contain_text('completed at sigma 0.55', timeout=120_000)  # by a sampler of its own
+    assert seen[0] == seen[2] and len({*seen}) == 3
+    strip.press('ArrowDown')
+    sync_api.expect(box.locator('.mixture .what')).to_contain_text('two-step: drawn', timeout=60_000)
 
 def test_nothing_outside(page): assert not page.outside

@@ -105,7 +105,7 @@ def test_bad_input_ends_in_one_clear_line_of_the_command_itself(tmp_path):
 @pytest.mark.parametrize('line, says', [
     ('demo --n many', "--n must be a whole number, got 'many'"), ('demo --sigma abc', "--sigma must be a number, got 'abc'"),
     ('demo --n 1 2', '--n takes one value, got 1 2'), ('demo --n', '--n needs a value, a whole number'), ('demo 3', "an option must come first"),
-    ('paint', 'command must be one of demo, train'), ('', 'none was given'), ('trian', "did you mean 'train'?"), ('bench', 'bench command must be one of sampling, training'),
+    ('paint', 'command must be one of demo, play, train'), ('', 'none was given'), ('trian', "did you mean 'train'?"), ('bench', 'bench command must be one of sampling, training'),
     ('train --out x --network.filters 3', 'did you mean --network.n_filters?'), ('train --out x --objective.part both', "--objective.part must be one of smooth, reverse, raw, got 'both'"),
     ('train --out x --recipe digits-smoth', "did you mean 'digits-smooth'?"), ('train --out x --recipe cats', '--recipe must be one of box-raw, box-reverse'), ('train --out x --recipe', '--recipe needs a value'),
     ('train --out x --train.betas 1', '--train.betas must be 2 numbers'), ('train --out x --train.steps 1.5', '--train.steps must be a whole number'), ('train --out x --config nothere', '--config must be a file that exists'),
@@ -148,7 +148,7 @@ def test_choices_and_groups_are_those_of_the_library():
 def test_out_is_a_file(tmp_path):
     (tmp_path/'f').write_text('mine')
     assert 'out must be a folder' in refused('demo', '--out', str(tmp_path/'f')) and (tmp_path/'f').read_text() == 'mine'
-    assert "name must be one of ['digits'" in refused('demo', '--model', 'cats', '--out', str(tmp_path/'o'))
+    assert "name must be one of ['cifar10-16', 'digits'" in refused('demo', '--model', 'cats', '--out', str(tmp_path/'o'))
 
 @pytest.mark.parametrize('interrupted, kept', [(2, 2), (3, 4)], ids=['in the second batch', 'in the third batch'])
 def test_ctrl_c_keeps_the_batches_that_are_done(small, tmp_path, monkeypatch, capsys, interrupted, kept):

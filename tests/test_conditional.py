@@ -291,7 +291,7 @@ def test_from_tall(kw):
     assert net.size == (8, 4) and not net.training and (net.channels, net.head, net.n_mix, net.sigma_range, net.net.n_classes) == tuple(config[k] for k in ('channels', 'head', 'n_mix', 'sigma_range', 'n_classes'))
     assert net.context_channels == net.channels and {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} == {config['dropout']}
     assert net.net.state_dict().keys() == tall.state_dict().keys() and all(torch.equal(v, tall.state_dict()[k]) for k, v in net.net.state_dict().items())
-    x, c = (rand(2, net.channels, (8, 4), seed=s).float().clamp(-1, 1) for s in (0, 1))
+    x, c = (quantize(rand(2, net.channels, (8, 4), seed=s).float()) for s in (0, 1))
     cond = dict(label=torch.tensor([0, 1])) if net.net.n_classes else dict(sigma=.4) if net.sigma_range else {}
     tall.eval()
     terms = tall.mixture(tall(torch.cat([c, x], 2), **cond)).log_prob(torch.cat([c, x], 2))

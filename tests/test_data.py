@@ -226,3 +226,15 @@ def test_folder_of_a_data_sets_name(tmp_path, monkeypatch):
     png(tmp_path/'digits'/'a.png')
     assert len(load_dataset('digits', 'test')) == 2000
     assert len(load_dataset(Path('digits'))) == len(load_dataset('./digits')) == 1
+
+# averaged
+
+def test_averages_are_to_the_nearest_level_and_a_half_goes_up():
+    pixels = np.array([[[0, 1], [1, 0]], [[0, 1], [1, 1]], [[7, 8], [8, 8]], [[255, 255], [255, 254]]], np.uint8)
+    small = data._average(Images(np.stack([pixels]*3, -1), range(4)), 1)
+    assert small.pixels.flatten(1).tolist() == [[v]*3 for v in (1, 1, 8, 255)] and small.pixels.dtype == torch.uint8 and small.labels.tolist() == [0, 1, 2, 3]
+
+@pytest.mark.parametrize('size', [3, 64])
+def test_a_size_that_does_not_divide(size):
+    with pytest.raises(ValueError, match=f'size must divide 8, the side of these images, got {size}'):
+        data._average(Images(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), size)

@@ -215,7 +215,11 @@ def test_a_density_of_clean_images_is_of_dequantized_ones(photos, tmp_path):
 
 def test_networks_that_are_told_labels(photos, tmp_path):
     result = measured(saved(tmp_path/'m', n_classes=2), photos, n=6)
-    assert len(cells(result, 'bits-')) == 5 and not cells(result, 'samples-') and 'labels' in result['left_out'][0]
+    assert len(cells(result, 'bits-')) == 5 and len(cells(result, 'samples-')) == 5 and not any('label' in line for line in result['left_out'])
+
+def test_fewer_test_images_to_compare_samples_with(model, photos):
+    whole, few = (Subject(model, photos, size=8, extractor=colours, reference=r) for r in (None, 8))
+    assert [len(e.features(6)[0]) for e in (whole, few)] == [len(whole.test), 8] and whole.settings != few.settings
 
 def test_levels_that_a_model_knows(model, photos, tmp_path):
     assert Subject(model, photos, size=8, extractor=colours).levels() == [.3, .5, .7]

@@ -1,4 +1,5 @@
 """The page in a real browser: the digits of PyTorch from the same uniforms, knobs by mouse and keyboard, and nothing from outside."""
+import asyncio
 import base64
 import functools
 import http.server
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from distsmooth.conditional import StackedPixelCNNpp
 from distsmooth.pipeline import SmoothedModel
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
-from test_browser import CHROMIUM, FLAGS, jupyterlab
+from test_browser import CHROMIUM, FLAGS
 
 sync_api = pytest.importorskip('playwright.sync_api')
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium) or CHROMIUM=/path/to/it")
@@ -49,7 +51,8 @@ def site(sm, tmp_path_factory):
     folder = tmp_path_factory.mktemp('site')
     write_page(folder, sm)
     (folder/'float32.safetensors').write_bytes(export_weights(sm, 'float32'))
-    (folder/'small.bin').write_bytes(pack_weights(export_weights(random_pair(), 'float32')))
+    for name, channels in (('small.bin', 3), ('grey.bin', 1)):
+        (folder/name).write_bytes(pack_weights(export_weights(random_pair(channels), 'float32')))
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder))
@@ -150,10 +153,10 @@ def test_the_digits_of_pytorch(served, sm, transform):
 @in_browser
 def test_the_stored_weights_are_the_pages_weights(served, sm):
     "What play.html holds draws what Python draws with the weights as they were stored: half precision, and 8 bits for raw"
-    stored, u = as_on_page(sm, BUNDLED), sm.uniforms(2, torch.Generator().manual_seed(1))
+    stored, u = as_on_page(sm, BUNDLED), sm.uniforms(1, torch.Generator().manual_seed(1))
     mine = sample(served, '', u, (1, 28, 28), sigma=.5)
     noisy = stored.sample(uniforms=u, denoise=None)
-    assert len(same_but_for_edges(mine, stored.denoise(noisy, 'two_step', u[1]), stored.reverse.dist(sigma=.5, context=noisy), u[1], 'choice')) <= 1
+    assert not same_but_for_edges(mine, stored.denoise(noisy, 'two_step', u[1]), stored.reverse.dist(sigma=.5, context=noisy), u[1], 'choice')
     raw = sample(served, '', u[:1], (1, 28, 28), denoise=None, part='raw', temperature=.8)
     expected = stored.raw.sample(uniforms=u[0], temperature=.8)
     torch.testing.assert_close(raw, expected, atol=1e-3, rtol=0)
@@ -187,9 +190,9 @@ def test_a_browser_without_simd_takes_plain_javascript(open_page, site, small):
     assert page.kernel == 'plain'
 
 @in_browser
-def test_uniforms_are_those_of_a_generator(served, sm):
-    mine = served.evaluate("async () => (await distsmooth.load()).uniforms(2, 4294967295).map(a => [...a.slice(0, 5), a.length])")
-    for found, u in zip(mine, sm.uniforms(2, torch.Generator().manual_seed(4294967295))):
+def test_uniforms_are_those_of_a_generator(served):
+    mine = served.evaluate("async () => (await distsmooth.load('small.bin')).uniforms(2, 4294967295).map(a => [...a.slice(0, 5), a.length])")
+    for found, u in zip(mine, random_pair().uniforms(2, torch.Generator().manual_seed(4294967295))):
         assert found == [*u.flatten()[:5].tolist(), u.numel()]
 
 @in_browser
@@ -213,16 +216,16 @@ def test_a_new_call_cancels_the_old_one(served):
     assert abs(sum(result['mixture']['weights']) - 1) < 1e-6 and len(result['mixture']['values']) == 3
 
 @in_browser
-def test_a_mixture_is_what_the_pixel_was_drawn_from(served, sm):
-    u = sm.uniforms(2, torch.Generator().manual_seed(0))
-    found = served.evaluate("""async () => {
-        const s = await distsmooth.load('float32.safetensors');
+def test_a_mixture_is_what_the_pixel_was_drawn_from(served):
+    sm, places = random_pair(1), [dict(part='smooth', image=1, row=3, column=2), dict(part='reverse', image=0, row=7, column=11)]
+    found = served.evaluate("""async places => {
+        const s = await distsmooth.load('grey.bin');
         await s.sample({sigma: .3, uniforms: s.uniforms(2, 0)});
-        return [await s.mixture({part: 'smooth', image: 1, row: 13, column: 12}), await s.mixture({part: 'reverse', image: 0, row: 20, column: 15})];
-    }""")
+        return Promise.all(places.map(s.mixture));
+    }""", places)
     kernel = KernelSampler(sm)
-    for _ in kernel.draw(dict(sigma=.3), u): pass
-    for mine, python in zip(found, (kernel.mixture('smooth', 1, 13, 12), kernel.mixture('reverse', 0, 20, 15))):
+    for _ in kernel.draw(dict(sigma=.3), sm.uniforms(2, torch.Generator().manual_seed(0))): pass
+    for mine, python in zip(found, [kernel.mixture(**where) for where in places]):
         for name in ('weights', 'means', 'scales', 'values', 'uniforms'): np.testing.assert_allclose(mine[name], python[name], atol=2e-3, rtol=1e-3)
         assert mine['discretized'] == python['discretized']
 
@@ -240,15 +243,21 @@ def play(open_page, site):
     assert not page.troubles
 
 @in_browser
-def test_the_still_picture_is_the_first_drawing(open_page, site, sm):
-    "Without a script there is a picture; the first rows that are shown are those that are drawn a moment later"
+def test_a_picture_without_a_script(open_page, site):
     page = open_page(f'file://{site[0]}/play.html', java_script_enabled=False)
     assert page.locator('#still').evaluate('e => e.naturalWidth') > 200
-    state = json.loads((site[0]/'play.html').read_text().split('id="state">')[1].split('</script>')[0])
-    u = sm.uniforms(8, torch.Generator().manual_seed(0))
-    drawn = sm.sample(uniforms=u)[:1]
-    still = np.frombuffer(base64.b64decode(state['still']['reverse']), np.uint8)[:784]
-    assert (still == ((drawn + 1)*127.5).round().flatten().numpy()).all()
+
+@in_browser
+def test_the_still_picture_is_the_first_drawing(play):
+    "What Python drew is what is drawn a moment later, but for a few pixels that half precision turns over"
+    for part in ('smooth', 'reverse'):
+        still, drawn = play.evaluate("""part => {
+            const still = atob(JSON.parse(document.getElementById('state').textContent).still[part]), canvas = document.querySelector(`.${part} canvas`);
+            const line = (k, i) => [...canvas.getContext('2d').getImageData(30*k, i, 28, 1).data].filter((_, q) => q % 4 === 0);
+            return [[...still].map(c => c.charCodeAt(0)), [...Array(8*28).keys()].flatMap(r => line(r/28 | 0, r % 28))];
+        }""", part)
+        assert len(still) == 8*784 and np.mean(np.equal(still, drawn)) > .95, 'another picture has less than half in common'
+        assert len({*drawn}) > 50
 
 @in_browser
 def test_knobs_by_keyboard_and_by_mouse(play):
@@ -345,24 +354,43 @@ def test_what_cannot_be_exported_is_refused():
     with pytest.raises(ValueError, match='without labels'): export_weights(SmoothedModel(labelled))
     with pytest.raises(ValueError, match='dtype must be'): export_weights(random_pair(), 'bfloat16')
 
-def test_a_model_that_stays_in_python_answers_the_page():
-    "The messages of the widget, as its channel brings them"
+def asked(sm, *groups):
+    "What the widget of `sm` answers to messages (about, arrays); those of a group come at once"
     pytest.importorskip('anywidget')
-    sm = stacked_pair()
     widget, sent = playground(sm), []
     assert widget.about['kernel'] == 'python' and not widget.weights
     answers, = widget._msg_callbacks.callbacks
     answers.send = lambda message, buffers=(): sent.append((message, list(buffers)))
+    async def work():
+        for group in groups:
+            for about, arrays in group: answers(widget, about, [v.numpy().tobytes() for v in arrays])
+            while answers.tasks: await asyncio.sleep(0)
+    with ThreadPoolExecutor(1) as apart: apart.submit(asyncio.run, work()).result()  # playwright has a loop of its own here
+    return sent
+
+def wish(u, *id, **options): return dict(id=[*id], kind='draw', options=options, counts=[2, 0, 0]), u
+def look(where, *id): return dict(id=[*id], kind='mixture', where=where), []
+
+def test_a_model_that_stays_in_python_answers_the_page():
+    "The messages of the widget, as its channel brings them"
+    sm, where = stacked_pair(), dict(part='reverse', image=1, row=3, column=2)
     u = sm.uniforms(2)
-    message = dict(id=7, kind='draw', options=dict(sigma=.4, denoise='two_step'), counts=[2, 0, 0])
-    answers(widget, message, [v.numpy().tobytes() for v in u])
+    *sent, (mixture, _), (wrong, _) = asked(sm, [wish(u, 'a', 1, sigma=.4)], [look(where, 'a', 2)], [wish(u, 'a', 3, sigma=3)])
     assert [m['item'] for m, _ in sent[:-1]] == [dict(part=p, row=i) for p in ('smooth', 'reverse') for i in range(8)]
     x = np.frombuffer(sent[-1][1][0], np.float32)
     np.testing.assert_array_equal(x, sm.sample(uniforms=u, sigma=.4).flatten().numpy())
-    answers(widget, dict(id=8, kind='mixture', where=dict(part='reverse', image=1, row=3, column=2)), [])
-    assert sent[-1][0]['value']['values'] == [x[64 + 26]]
-    answers(widget, dict(message, id=9, options=dict(sigma=3)), [v.numpy().tobytes() for v in u])
-    assert sent[-1][0]['name'] == 'RangeError' and 'sigma' in sent[-1][0]['error']
+    assert mixture['value']['values'] == [x[64 + 26]]
+    assert wrong['name'] == 'RangeError' and 'sigma' in wrong['error']
+
+def test_the_kernel_leaves_a_drawing_for_a_newer_one():
+    "Of the same view; another view draws on, and its pixels are its own"
+    sm, where = stacked_pair(), dict(part='smooth', image=0, row=3, column=2)
+    u, v = sm.uniforms(1), sm.uniforms(1)
+    sent = [m for m, _ in asked(sm, [wish(u, 'a', 1), wish(v, 'b', 1), wish(u, 'a', 2)], [look(where, 'a', 3), look(where, 'b', 2), look(where, 'c', 1)])]
+    assert [m['id'] for m in sent if m.get('name') == 'AbortError'] == [['a', 1]]
+    answers = {(*m['id'],): m['value'] for m in sent if 'value' in m}
+    assert answers.keys() == {('a', 2), ('b', 1), ('a', 3), ('b', 2), ('c', 1)}
+    assert answers['a', 3]['uniforms'] == u[0][0, :, 3, 2].tolist() and answers['b', 2]['uniforms'] == v[0][0, :, 3, 2].tolist() and not answers['c', 1]
 
 def test_the_kernel_is_what_its_source_compiles_to():
     "With the compiler that is named, where npm can fetch it"
@@ -370,37 +398,3 @@ def test_the_kernel_is_what_its_source_compiles_to():
     get = subprocess.run(['npx', '--yes', '-p', COMPILER, 'asc', '--version'], capture_output=True, text=True, timeout=300, cwd=os.path.dirname(__file__))
     if get.returncode: pytest.skip(f'npm could not fetch {COMPILER}')
     assert compile_kernels() == kernels()
-
-# in JupyterLab
-
-CELLS = ["from distsmooth import playground\nknobs = playground()\nknobs",
-         "import torch\nfrom distsmooth.conditional import StackedPixelCNNpp\nfrom distsmooth.pipeline import SmoothedModel\nfrom distsmooth.pixelcnn import PixelCNNpp\n"
-         "how = dict(size=8, n_filters=4, n_resnet=1, n_mix=2, dropout=0., sigma_range=(.2, .8))\n"
-         "playground(SmoothedModel(PixelCNNpp(**how), StackedPixelCNNpp(**how)).eval())"]
-
-@in_browser
-def test_the_same_widget_in_jupyterlab(browser, tmp_path):
-    "The bundled digits are drawn by the browser, a model that cannot be exported by the kernel; a key turns the knob"
-    pytest.importorskip('anywidget')
-    cell = lambda i, source: dict(cell_type='code', id=f'cell{i}', metadata={}, source=source, outputs=[], execution_count=None)
-    (tmp_path/'nbs').mkdir()
-    nb = dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3')), nbformat=4, nbformat_minor=5)
-    (tmp_path/'nbs'/'play.ipynb').write_text(json.dumps(nb))
-    with jupyterlab(tmp_path/'nbs', tmp_path) as address:
-        context = browser.new_context(viewport={'width': 1100, 'height': 3000})
-        page, outside = context.new_page(), []
-        page.set_default_timeout(120_000)
-        page.on('request', lambda r: outside.append(r.url) if not r.url.startswith((address, address.replace('http', 'ws'), 'data:', 'blob:')) else None)
-        page.goto(f'{address}/doc/tree/play.ipynb?reset', wait_until='domcontentloaded')
-        page.locator('.jp-Notebook').wait_for()
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        boxes = [page.locator('.ds').nth(i) for i in range(2)]
-        for box, where in zip(boxes, ('in this browser', 'by the Python kernel')):  # not earlier: each cell that runs takes the focus
-            sync_api.expect(box.locator('.status').first).to_contain_text(where)
-        before = boxes[0].locator('.reverse canvas').evaluate('c => c.toDataURL()')
-        boxes[0].locator('input[type=range]').first.press('End')  # JupyterLab keeps the arrows to itself
-        sync_api.expect(boxes[0].locator('.status').first).to_contain_text('sigma 1.00, drawn')
-        assert boxes[0].locator('.reverse canvas').evaluate('c => c.toDataURL()') != before
-        context.close()
-        assert not outside

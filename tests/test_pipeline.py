@@ -114,7 +114,7 @@ def test_bad_input(call, says):
     with pytest.raises(ValueError, match=says): call()
 
 def test_nothing_to_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"name must be one of \['digits'\]"): SmoothedModel.from_pretrained('cats')
+    with pytest.raises(FileNotFoundError, match=r"name must be one of \['cifar10-16', 'digits'\]"): SmoothedModel.from_pretrained('cats')
     with pytest.raises(FileNotFoundError, match='no config.json'): SmoothedModel.from_pretrained(tmp_path)
     made().save_pretrained(tmp_path)
     os.remove(tmp_path/'smooth'/'model.safetensors')

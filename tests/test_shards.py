@@ -138,9 +138,9 @@ def test_a_command_keeps_another_one_out(tmp_path):
         with pytest.raises(RuntimeError, match=f'{tmp_path} is in use by process {os.getpid()}'): run_shards(tmp_path, [1], counting([1], []), {}, progress=False)
         return dict(x=np.zeros((1, 1, 2, 2)))
     run_shards(tmp_path, [1], work, {}, progress=False)
-    assert run_shards(tmp_path, [1], None, {}, progress=False) == [tmp_path/'shard-00000.npz'], 'and lets go afterwards'
+    assert run_shards(tmp_path, [1], work, {}, progress=False) == [tmp_path/'shard-00000.npz'], 'and lets go afterwards'
     with lock_folder(tmp_path):
-        with pytest.raises(RuntimeError, match='is in use by process'): run_shards(tmp_path, [1, 1], None, {}, progress=False)
+        with pytest.raises(RuntimeError, match='is in use by process'): run_shards(tmp_path, [1, 1], work, {}, progress=False)
     assert not (tmp_path/'shard-00001.npz').exists()
 
 @posix
@@ -372,3 +372,30 @@ def test_images_of_another_size(levels, tmp_path):
     np.save(tmp_path/'x.npy', np.zeros((2, 1, 12, 12), np.float32))
     for how in ('two_step', 'single_step'):
         with pytest.raises(ValueError, match=r'\(B, 1, 8, 8\), got \(2, 1, 12, 12\)'): denoise_shards(levels, tmp_path/'x.npy', tmp_path/how, how, progress=False)
+
+# labels
+
+@pytest.fixture(scope='module')
+def labelled(tmp_path_factory):
+    torch.manual_seed(0)
+    net, folder = dict(**NET, n_classes=3), tmp_path_factory.mktemp('labelled')/'m'
+    save_parts(folder, GaussianKernel(.5), smooth=PixelCNNpp(**net), reverse=PixelCNNpp(**net, head='discretized', context_channels=1))
+    return str(folder)
+
+@pytest.mark.parametrize('label, asked', [(None, [0, 1, 2, 0, 1]), (2, [2]*5)])
+def test_a_class_or_each_in_turn_there_and_back(label, asked, labelled, tmp_path):
+    parts, told = load_parts(labelled), torch.tensor(asked)
+    x = load_samples(sample_shards(labelled, tmp_path/'noisy', 5, label=label, batch_size=3, progress=False))[0]
+    assert_close(x, parts['smooth'].sample(uniforms=image_uniforms(parts['smooth'], 0, 'sample', 0, 5), label=told))
+    back = load_samples(denoise_shards(labelled, tmp_path/'noisy', tmp_path/'clean', batch_size=3, progress=False))[0]
+    uniforms = image_uniforms(parts['reverse'], 0, 'two_step', 0, 5)
+    assert_close(back, parts['reverse'].sample(uniforms=uniforms, context=x, label=told))
+    stepped = load_samples(denoise_shards(labelled, tmp_path/'noisy', tmp_path/'one', 'single_step', batch_size=3, progress=False))[0]
+    assert_close(stepped, single_step(parts['smooth'], x, .5, label=told))
+    other = load_samples(denoise_shards(labelled, tmp_path/'noisy', tmp_path/'other', label=1, batch_size=3, progress=False))[0]
+    assert_close(other, parts['reverse'].sample(uniforms=uniforms, context=x, label=1))
+
+def test_a_class_that_is_none(labelled, one_level, tmp_path):
+    with pytest.raises(ValueError, match='label must be a whole number in .0, 2., got 3'): sample_shards(labelled, tmp_path/'s', 2, label=3)
+    with pytest.raises(ValueError, match='label must be None'): sample_shards(one_level, tmp_path/'s', 2, label=1)
+    assert not (tmp_path/'s').exists()

@@ -45,7 +45,7 @@ def done(model, tmp_path_factory):
     return run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'compute', 'ladder', 'flow', 'series']
+ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'compute', 'ladder', 'flow', 'series', 'cifar10']
 def test_the_studies(): assert set(studies()) == set(ALL)
 
 @pytest.mark.parametrize('name', ALL)
@@ -73,10 +73,10 @@ def test_each_figure_of_a_sample_table_is_in_the_file(done):
         for m in c['figures']['metrics'].values(): assert stated(m['value'], m['error']) in text
     assert '| two step, stacked' in text and 'not trained' in text and any('stacked' in line for line in result['left_out'])
 
-def test_levels_that_the_networks_do_not_know_are_said(model, tmp_path):
-    result = quick('sigmas', tmp_path, model, levels=[.05, .5], n=70, images=10)
-    assert 'sigma 0.05: the networks know 0.1 to 1' in result['left_out'] and result['left_out'][-1].startswith('networks of a single noise level')
-    assert {c['about']['sigma'] for c in result['cells']} == {None, .5}
+def test_levels_that_the_networks_do_not_know_are_said(model):
+    cells, _, more = studies()['sigmas'].cells(model=model, levels=[.05, .5])
+    assert 'sigma 0.05: the networks know 0.1 to 1' in more['left_out'] and more['left_out'][-1].startswith('networks of a single noise level')
+    assert {c.about['sigma'] for c in cells} == {None, .5}
 
 def test_a_stacked_way_back_gets_its_row(model, tmp_path):
     from distsmooth.conditional import StackedPixelCNNpp

@@ -15,7 +15,7 @@ from distsmooth.data import load_dataset
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
 from distsmooth.training import (Batches, Trainer, TrainConfig, batch_indices, compile_blocks, make_generator, images, make_accelerator, raw_objective, reverse_objective, seeded, smooth_objective, to_device,
-                                 train)
+                                 train, training_steps)
 
 KERNEL, SIGMAS = GaussianKernel(0.3), (0.1, 1.0)
 def net(**kwargs):
@@ -202,7 +202,7 @@ def test_blocks_of_one_shape_share_what_is_compiled():
 @pytest.mark.parametrize('kwargs', [dict(bf16=True), dict(compile=True), dict(bf16=True, compile=True)], ids=['bf16', 'compile', 'both'])
 def test_other_arithmetic_learns_the_same(kwargs):
     "Layers in bfloat16, blocks compiled: nearly the losses of plain float32, and float32 weights"
-    torch.compiler.set_default_backend('aot_eager')  # traces, as every backend does, and compiles no C++
+    torch.compiler.set_default_backend('eager')  # traces, as every backend does, and compiles no C++
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     try: runs = [list(train(net(), stripes(), smooth_objective(KERNEL), config(steps=4, **k))) for k in ({}, kwargs)]
@@ -268,7 +268,7 @@ def test_the_average_forgets_its_start(ema, steps):
     share = run.ema.module.weight.item()
     assert 0 < share < 1e-6 and share == pytest.approx(math.prod(min(ema, (1+t)/(10+t)) for t in range(1, steps)), rel=1e-9)
 
-@pytest.mark.parametrize('steps', [30, 100])
+@pytest.mark.parametrize('steps', [30, 60])
 def test_the_average_of_a_short_run_is_no_worse_than_the_network(steps):
     "On held-out digits, by more than what is left of the noise in 2 x 500 of them"
     digits, test = (F.adaptive_avg_pool2d(load_dataset('digits', split)[:n][0], 8) for split, n in (('train', 2000), ('test', 500)))
@@ -284,7 +284,7 @@ def test_without_average_it_is_the_network():
     assert_close(run.ema.module.state_dict(), run.model.state_dict(), rtol=0, atol=0)
 
 def test_the_caller_may_stop():
-    states = train(net(), stripes(), smooth_objective(KERNEL), config(steps=10**9))
+    states = training_steps(net(), stripes(), smooth_objective(KERNEL), config(steps=10**9))
     assert [s.step for s, _ in zip(states, range(3))] == [1, 2, 3]
 
 # configuration
@@ -358,7 +358,7 @@ def test_an_infinite_gradient_is_refused():
     assert_close(copies(run), before, rtol=0, atol=0)
 
 def test_a_first_batch_of_rubbish_is_refused():
-    with pytest.raises(ValueError): next(train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_objective(KERNEL), config()))
+    with pytest.raises(ValueError): train(net(), torch.full((16, 1, 8, 8), math.nan), smooth_objective(KERNEL), config())
 
 # parts and processes
 

@@ -65,11 +65,13 @@ def ceiling(
     device:str='cpu', # 'cpu' or 'cuda'
     dtype:torch.dtype=torch.float32, # Of the matrices
     n:int=1024, # Their side
-    repeats:int=30, # The best of so many counts
+    within:float=1., # Seconds; the best of as many products as it takes to fill them
 ) -> float: # FLOP/s
     "The rate of matrix products"
     a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2*n**3/min(seconds(lambda: a@b, device) for _ in range(repeats))
+    took = []
+    while sum(took) < within: took.append(seconds(lambda: a@b, device))
+    return 2*n**3/min(took)
 
 # %% ../../nbs/engine/bench_training.ipynb #0ab71683
 WARM_UP = 2  # steps that are not counted: the first compiles and asks for memory, the second clears up after it

@@ -46,6 +46,8 @@ class Subject:
         extractor:str=None, # Whose features samples are compared by; if left out, the classifier in the box for digits
         seed:int=0, # Of the noise on test images
         progress:bool=True, # Show a bar for each cell
+        reference:int=None, # Test images that samples are compared with; all if left out
+        floors:int=4, # Sets of real images that are put in the samples' place, at most
     ):
         files = read_files(model)
         self.parts = parts_from(files)
@@ -58,6 +60,7 @@ class Subject:
         self.test, self.train = (load_dataset(data, split, root, size) for split in ('test', 'train'))
         usual = 'digits' if data in DIGIT_DATA else 'efficientnet-lite0'
         self.extractor = load_extractor(extractor or usual, device=self.device)
+        self.reference, self.floors = min(reference or math.inf, len(self.test)), floors
         self._features = {}
         shape = tuple(images(self.test, torch.arange(1)).shape[1:])
         if shape != self.net.event_shape:
@@ -72,7 +75,7 @@ def settings(self:Subject) -> dict: # Plain values
     data = dict(name=str(self.data), images=len(self.test), sha256=sha256(first.numpy().tobytes()).hexdigest())
     return dict(version=distsmooth.__version__, weights=self.weights, kernel=str(self.kernel), data=data,
                 batch_size=self.batch_size, chunk=CHUNK, seed=self.seed,
-                extractor=[self.extractor.name, self.extractor.weights_sha256])
+                reference=self.reference, floors=self.floors, extractor=[self.extractor.name, self.extractor.weights_sha256])
 
 @patch
 def describe(self:Subject) -> dict: # Plain values
@@ -243,7 +246,6 @@ WAYS = {'raw': 'raw', 'smoothed': 'smoothed, as they are', 'single_step-joint': 
 def ways(self:Subject) -> list: # Of names in `WAYS`
     "The ways to samples that the networks allow"
     has, smooth = set(self.parts), 'smooth' in self.parts
-    if self.net.n_classes: return []
     single = ['single_step-joint', 'single_step-local'] if smooth and isinstance(self.kernel, GaussianKernel) else []
     return [*['raw']*('raw' in has), *['smoothed']*smooth, *single, *['two_step']*({'smooth', 'reverse'} <= has)]
 
@@ -251,7 +253,6 @@ def ways(self:Subject) -> list: # Of names in `WAYS`
 def left_out(self:Subject) -> list: # Of str
     "What these networks don't allow, and why"
     gaussian, has, said = isinstance(self.kernel, GaussianKernel), self.parts, []
-    if self.net.n_classes: return ['samples: the networks are told labels, and `distsmooth sample` draws without any']
     for part in ('smooth', 'reverse', 'raw'):
         if part not in has: said.append(f'all that needs the network {part}: there is none')
     if not gaussian: said.append(f'the single step: it holds for Gaussian noise alone, not for {self.kernel}')
@@ -280,12 +281,16 @@ def features(self:Subject,
     n:int, # Samples that they are to be compared with
 ) -> tuple: # `Features` of the test images, and of up to four sets of `n` training images
     "Real images, as the extractor sees them; worked out once"
-    if ('compared', n) not in self._features:
-        some = torch.utils.data.Subset(self.train, range(min(4*n, len(self.train))))
-        real = {'test images': self.test, 'training images': some}
-        read = lambda name, x: extract_features(x, self.extractor, None, f'{self.data}, {name}')
-        self._features['compared', n] = [read(name, x) for name, x in real.items()]
-    return self._features['compared', n]
+    test = self._real(self.test, 'test images', self.reference)
+    return test, self._real(self.train, 'training images', self.floors*n)
+
+@patch
+def _real(self:Subject, data, name, n):
+    "The first `n` images of `data`, or all there are"
+    some = torch.utils.data.Subset(data, range(min(n, len(data))))
+    if (name, n) not in self._features:
+        self._features[name, n] = extract_features(some, self.extractor, None, f'{self.data}, {name}')
+    return self._features[name, n]
 
 @patch
 def judge(self:Subject,
@@ -296,8 +301,9 @@ def judge(self:Subject,
     "Metrics of some sets of samples, how many samples are not finite, and a picture of the first"
     reference, floor = self.features(n)
     bad = [_not_finite(paths, n) for paths in sets]
+    wanted = options.pop('metrics', NAMES)
     result = evaluate_samples([_batches(paths) for paths in sets], reference, self.extractor, floor=floor, n=n,
-                              **dict(metrics=self.allowed(n)[0]) | options).as_dict()
+                              metrics=[m for m in self.allowed(n)[0] if m in wanted], **options).as_dict()
     del result['protocol']['samples']  # of their settings the cells keep what counts
     return dict(result, not_finite=sum(bad), picture=as_png(next(_batches(sets[0]))[:16], 16))
 
@@ -321,6 +327,7 @@ def sample_cells(self:Subject,
     sigmas=None, # Noise levels, see `levels`
     seeds=(0, 1), # Of the uniforms
     ways=None, # Some of `ways()`; all if left out
+    **options # Of `evaluate_samples`; of `metrics` those that so many samples allow
 ) -> list: # Of `Cell`
     "Samples of every way, and their metrics against the test images"
     known, most = self.ways(), min(len(self.test), len(self.train))
@@ -328,13 +335,13 @@ def sample_cells(self:Subject,
         raise ValueError(f'n must lie in [6, {most}]: metrics take six samples, and as many real images, got {n}')
     ways = known if ways is None else [check_one_of(w, 'ways', known) for w in ways]
     levels = lambda way: [None] if way == 'raw' else self.levels(sigmas)
-    return [self._sample_cell(way, sigma, n, list(seeds)) for way in ways for sigma in levels(way)]
+    return [self._sample_cell(way, sigma, n, list(seeds), options) for way in ways for sigma in levels(way)]
 
 @patch
-def _sample_cell(self:Subject, way, sigma, n, seeds):
+def _sample_cell(self:Subject, way, sigma, n, seeds, options):
     "The cell that draws and measures one way"
     def drawn(out): return [self.draw(out, way, sigma, seed, n) for seed in seeds]
-    def work(folder): return self.judge(drawn(folder.parent/'samples'), n)
+    def work(folder): return self.judge(drawn(folder.parent/'samples'), n, **options)
     draws = {'raw': 1, 'smoothed': 1, 'two_step': 1}.get(way, .1)
     name = name_of('samples', way, sigma, f'n{n}', 'seeds' + ','.join(map(str, seeds)))
     return Cell(name, work, dict(way=way, sigma=sigma), draws*n*len(seeds)*COST['draw'])

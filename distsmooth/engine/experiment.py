@@ -43,7 +43,7 @@ class Data:
     "Which images"
     name:str='digits' # 'digits' (bundled), 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None # where they are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=within('[1, inf)', 32) # side of CelebA's images and of those in a folder; the others keep their own
+    size:int=within('[1, inf)', 32) # side of images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
     download:bool=False # let torchvision fetch what is missing
     __post_init__ = check_fields
 

@@ -8,6 +8,7 @@ __all__ = ['DTYPES', 'FILES', 'BUNDLED', 'COMPILER', 'KERNELS', 'check_exportabl
            'page_text', 'write_page']
 
 # %% ../../nbs/engine/page.ipynb #pag00003
+import asyncio
 import base64
 import gzip
 import io
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 # %% ../../nbs/engine/page.ipynb #pag00004
@@ -198,32 +200,52 @@ class KernelSampler:
                     uniforms=u[image, :, row, column].tolist())
 
 # %% ../../nbs/engine/page.ipynb #pag00025
-def _arrays(buffers, shapes):
-    "Float32 buffers as tensors of these shapes"
-    flat = [torch.from_numpy(np.frombuffer(b, np.float32).copy()) for b in buffers]
-    return [a.reshape(shape) for a, shape in zip(flat, shapes)]
+def _arrays(buffers, shapes, counts):
+    "Float32 buffers as lists of tensors: of each shape, as many as `counts` says"
+    flat = (torch.from_numpy(np.frombuffer(b, np.float32).copy()) for b in buffers)
+    return [[a.reshape(shape) for a in islice(flat, n)] for shape, n in zip(shapes, counts)]
+
+class _Cancelled(Exception): "A newer wish has come"
 
 class _Answers:
-    "Takes the page's messages from a widget's channel"
-    def __init__(self, sm, send): self.sampler, self.send = KernelSampler(sm), send  # `send(message, buffers)`
+    "Takes the page's messages from a widget's channels: each has its own drawing, and the newest wish counts"
+    def __init__(self, sm, send):  # `send(message, buffers)`
+        self.sm, self.send, self.samplers, self.newest, self.tasks = sm, send, {}, {}, set()
     def __call__(self, widget, message, buffers):
-        try: value, extra = getattr(self, message['kind'])(message, buffers)
+        channel, number = message['id']
+        if message['kind'] != 'mixture': self.newest[channel] = number
+        work = self.answer(message, buffers)
+        try: loop = asyncio.get_running_loop()
+        except RuntimeError: return asyncio.run(work)
+        task = loop.create_task(work)
+        self.tasks.add(task)  # or it may be collected before it is done
+        task.add_done_callback(self.tasks.discard)
+    async def answer(self, message, buffers):
+        try: value, extra = await getattr(self, message['kind'])(message, buffers)
         except Exception as e:  # the page says what went wrong
-            name = 'RangeError' if isinstance(e, ValueError) else 'Error'
+            kinds = {_Cancelled: 'AbortError', ValueError: 'RangeError', Exception: 'Error'}
+            name = next(name for kind, name in kinds.items() if isinstance(e, kind))
             return self.send(dict(id=message['id'], error=str(e), name=name))
         self.send(dict(id=message['id'], value=value), extra)
-    def draw(self, message, buffers):
-        C, H, W = self.sampler.sm.smooth.event_shape
-        n_uniforms, n_known, n_mask = message['counts']
-        shapes = [(-1, C+1, H, W)]*n_uniforms + [(-1, C, H, W)]*n_known + [(H, W)]*n_mask
-        arrays = _arrays(buffers, shapes)
-        uniforms, known, mask = arrays[:n_uniforms], arrays[n_uniforms:n_uniforms+n_known], arrays[n_uniforms+n_known:]
-        for part, row, x in self.sampler.draw(message['options'], uniforms, known, mask[0] > 0 if mask else None):
+    async def draw(self, message, buffers):
+        (C, H, W), (channel, number) = self.sm.smooth.event_shape, message['id']
+        shapes, counts = [(-1, C+1, H, W), (-1, C, H, W), (H, W)], message['counts']
+        uniforms, known, mask = _arrays(buffers, shapes, counts)
+        mask = mask[0] > 0 if mask else None
+        sampler = self.samplers.setdefault(channel, KernelSampler(self.sm))
+        for part, row, x in sampler.draw(message['options'], uniforms, known, mask):
             item = dict(part=part, row=row)
             self.send(dict(id=message['id'], item=item), [x[:, :, row].contiguous().numpy().tobytes()])
+            await asyncio.sleep(0)  # let a newer wish be heard
+            if self.newest.get(channel) != number: raise _Cancelled('another drawing has begun')
         return None, [x.contiguous().numpy().tobytes()]
-    def mixture(self, message, buffers): return self.sampler.mixture(**message['where']), []
-    def cancel(self, message, buffers): return None, []
+    async def mixture(self, message, buffers):
+        sampler = self.samplers.get(message['id'][0])
+        return sampler and sampler.mixture(**message['where']), []
+    async def cancel(self, message, buffers): return None, []
+    async def close(self, message, buffers):
+        for known in (self.samplers, self.newest): known.pop(message['id'][0], None)
+        return None, []
 
 # %% ../../nbs/engine/page.ipynb #pag00026
 @cache

@@ -36,7 +36,8 @@ class Study:
     @property
     def about(self) -> str: return inspect.getdoc(self.cells)
 
-STUDIES, MODULES = {}, ('study_digits', 'study_toys', 'study_cost', 'study_ladder', 'study_flow', 'study_drift')
+STUDIES, MODULES = {}, ('study_digits', 'study_toys', 'study_cost', 'study_ladder', 'study_flow', 'study_drift',
+                           'study_colour')
 
 def studies() -> dict: # Of name and `Study`
     "All studies; their modules are imported when they are asked for"

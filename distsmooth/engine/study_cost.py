@@ -208,7 +208,8 @@ def compute(model='digits', runs=None, lines=None):
     parts, cells, logs = load_parts(model), [], {}
     for part in ('smooth', 'reverse', 'raw'):
         folder = Path(runs)/f'{model}-{part}' if runs else PRETRAINED/model/part
-        recipe = folder/'recipe.yaml' if runs else RECIPES/f'{model}-{part}.yaml'
+        own, shipped = folder/'recipe.yaml', RECIPES/f'{model}-{part}.yaml'
+        recipe = own if own.is_file() else shipped
         cells.append(Cell(part, partial(_of_part, part, parts[part], folder, recipe, lines), dict(part=part), 20.))
         logs[part] = sha256((folder/'log.csv').read_bytes()).hexdigest()
     return cells, dict(logs=logs), {}

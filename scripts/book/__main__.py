@@ -15,8 +15,9 @@ import nbformat
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(ROOT)]
 import pages
+from distsmooth.engine.page import write_page
 
 def settle():
     "Notebooks keep no dead widget: a sentence says how to get the knob"
@@ -53,11 +54,10 @@ def build(work=ROOT/'_book', docs=ROOT/'_docs'):
     "All pages; a warning stops it, for a broken link is one"
     start, made = time.time(), work/'html'
     shutil.rmtree(work, ignore_errors=True)
-    playground = next((ROOT/'distsmooth').rglob('play.html'), None)
-    bare = pages.write(ROOT, work/'source', 'play/play.html' if playground else None)
+    bare = pages.write(ROOT, work/'source')
     if bare: raise SystemExit(f'pictures without words (write "#| fig-alt: ..." into the cell): {bare}')
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(HERE), '-d', str(work/'doctrees'), str(work/'source'), str(made)], check=True)
-    if playground: shutil.copytree(playground.parent, made/'play', ignore=shutil.ignore_patterns('*.py', '*.ts', '__pycache__'))
+    write_page((made/pages.PLAY).parent)
     finish(made)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(made, docs)

@@ -10,6 +10,7 @@ exclude_patterns = []
 
 nb_execution_mode = 'off'
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # tables, too
 nb_ipywidgets_js = {}
 myst_enable_extensions = ['dollarmath', 'fieldlist']
 myst_heading_anchors = 4

@@ -129,14 +129,17 @@ def settled(outputs):
     kept = [o for o in outputs if not (is_progress(o) and (is_widget(o) or o.get('name') == 'stderr'))]
     return [nbformat.v4.new_output('display_data', {'text/plain': KNOB}) if is_widget(o) else o for o in kept]
 
-def knob(path, playground):
-    "What the page shows where the notebook has a live knob"
-    up = '../'*path.count('/')
-    elsewhere = f', or <a href="{up}{playground}">play at once, without Python</a>' if playground else ''
-    return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it{elsewhere}.</p>'
+PLAY = 'play/play.html'  # below the book
+FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: digits drawn at the noise level that you choose"></iframe>'
 
-def shown(outputs, path, playground):
-    outputs = [nbformat.v4.new_output('display_data', {'text/html': knob(path, playground)}) if text_of(o) == KNOB else o for o in settled(outputs)]
+def knob(code, path):
+    "What the page shows where the notebook has a live knob: the playground, if that knob draws digits at a noise level"
+    play = '../'*path.count('/') + PLAY
+    if re.search(r'playground\(|draw_ways_back\(', code): return FRAME.format(play)
+    return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it, or <a href="{play}">play at once, without Python</a>.</p>'
+
+def shown(outputs, code, path):
+    outputs = [nbformat.v4.new_output('display_data', {'text/html': knob(code, path)}) if text_of(o) == KNOB else o for o in settled(outputs)]
     return [o for o in outputs if o.get('data') or re.sub(r'\x1b\[[\d;]*\w|\s', '', text_of(o))]
 
 # links
@@ -186,7 +189,7 @@ def named(markdown, where):
 
 # one notebook
 
-def page(nb, path, links, where, playground):
+def page(nb, path, links, where):
     "A notebook as the book shows it"
     cells = []
     for c in nb.cells:
@@ -194,7 +197,7 @@ def page(nb, path, links, where, playground):
         if c.cell_type == 'markdown':
             c.source = named(links.text(c.source, f'nbs/{path}'), where)
         else:
-            c.outputs = shown(c.outputs, path, playground)
+            c.outputs = shown(c.outputs, c.source, path)
             if re.search(r'^#\s*\|\s*export', c.source, re.M): c.metadata['tags'] = ['exported']
             c.source = re.sub(r'^#\s*\|.*\n?', '', c.source, flags=re.M).strip('\n')
             if not c.source and not c.outputs: continue
@@ -207,12 +210,12 @@ PLAYGROUND = '''# Playground
 
 Turn a knob and see fresh digits, drawn by your browser alone. <a href="{0}">On a page of its own</a>
 
-<iframe class="playground" src="{0}" title="Playground: digits drawn at the noise level that you choose"></iframe>
+{1}
 '''
 
 def toctree(caption, lines): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(lines) + '\n```\n'
 
-def write(root, work, playground=None):
+def write(root, work):
     "The book's source below `work`; returns the cells that have a picture without words"
     nbs, links = root/'nbs', Links(root, work)
     parts, modules = reading_order(nbs), api.modules(root/'distsmooth')
@@ -222,16 +225,15 @@ def write(root, work, playground=None):
     titles, bare = {path: title(nb) for path, nb in books.items()}, {path: ids for path, nb in books.items() if (ids := describe(nb, helpers))}
     trees = [toctree(section + ' · ◆ three-hour path'*any(e.on_path for e in entries), [f'{label(e, books[e.path])} <{e.path.removesuffix(".ipynb")}>' for e in entries]) for section, entries in parts]
     for path, nb in books.items():
-        books[path] = page(nb, path, links, where, playground)
+        books[path] = page(nb, path, links, where)
     shutil.copytree(nbs/'images', work/'images')
     (work/'api').mkdir()
     for m in modules: (work/'api'/f'{m.name}.md').write_text(api.page(m, where, titles[m.notebook]), encoding='utf8')
     (work/'api'/'index.md').write_text(api.contents(modules), encoding='utf8')
     for name in ('CHANGELOG.md', 'CONTRIBUTING.md'): links.extra.setdefault(name, links.place(name))
     texts = links.write_texts()
-    if playground:
-        (work/'playground.md').write_text(PLAYGROUND.format(playground), encoding='utf8')
-        trees.insert(0, toctree('Try', ['Playground <playground>']))
+    (work/'playground.md').write_text(PLAYGROUND.format(PLAY, FRAME.format(PLAY)), encoding='utf8')
+    trees.insert(0, toctree('Try', ['Playground <playground>']))
     trees.append(toctree('Reference', ['Every public name <api/index>', *texts]))
     books['index.ipynb'].cells += [nbformat.v4.new_markdown_cell(t) for t in trees]
     for path, nb in books.items():

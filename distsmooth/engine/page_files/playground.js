@@ -1,26 +1,28 @@
 // The playground: knobs, digits that appear line by line, the mixture behind each pixel, and a half to be completed.
 // Joined behind sampler.js, whose `load`, `connect` and `fromBase64` it uses; an anywidget module, and the script of play.html.
 const STYLE = `
-.ds {--ink: #1b1b1f; --soft: #5b5b66; --line: #c9c9d2; --paper: #fff; --box: #f4f4f7; --accent: #1f5fbf; --mark: #b3261e;
-  color: var(--ink); background: var(--paper); font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; box-sizing: border-box; padding: .5rem; color-scheme: light}
-@media (prefers-color-scheme: dark) {.ds {--ink: #e8e8ee; --soft: #a9a9b6; --line: #4a4a55; --paper: #16161a; --box: #222228; --accent: #8ab4f8; --mark: #ff8a80; color-scheme: dark}}
-[data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {--ink: #1b1b1f; --soft: #5b5b66; --line: #c9c9d2; --paper: #fff; --box: #f4f4f7; --accent: #1f5fbf; --mark: #b3261e; color-scheme: light}
-[data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {--ink: #e8e8ee; --soft: #a9a9b6; --line: #4a4a55; --paper: #16161a; --box: #222228; --accent: #8ab4f8; --mark: #ff8a80; color-scheme: dark}
+.ds {--ink: light-dark(#1b1b1f, #e8e8ee); --soft: light-dark(#5b5b66, #a9a9b6); --line: light-dark(#c9c9d2, #4a4a55); --paper: light-dark(#fff, #16161a);
+  --box: light-dark(#f4f4f7, #222228); --accent: light-dark(#1f5fbf, #8ab4f8); --mark: light-dark(#b3261e, #ff8a80); color-scheme: light dark;
+  color: var(--ink); background: var(--paper); font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; box-sizing: border-box; padding: .5rem}
+[data-jp-theme-light="true"] .ds, .vscode-light .ds, [theme=light] .ds {color-scheme: light}
+[data-jp-theme-light="false"] .ds, .vscode-dark .ds, [theme=dark] .ds {color-scheme: dark}
 .ds * {box-sizing: border-box}
-.ds h3 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
+.ds h2 {font-size: 1.05rem; margin: 1.4rem 0 .3rem}
 .ds p {margin: .3rem 0}
 .ds .soft {color: var(--soft); font-size: .9rem}
 .ds .knobs {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .6rem 1.5rem; background: var(--box); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; margin: .6rem 0}
 .ds .knobs .wide {grid-column: 1 / -1}
+.ds .first {position: sticky; top: 0; z-index: 1}
 .ds label, .ds legend {font-weight: 600}
 .ds output {font-variant-numeric: tabular-nums}
-.ds .ends {display: flex; align-items: center; gap: .6rem; color: var(--soft)}
+.ds .ends {display: flex; align-items: center; gap: .6rem; margin-top: .25rem; color: var(--soft)}
 .ds input[type=range] {flex: 1; width: 100%; min-width: 0; height: 1.8rem; accent-color: var(--accent); margin: 0}
 .ds input[type=number] {width: 6.5rem}
 .ds button, .ds input[type=number] {font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--soft); border-radius: .35rem; padding: .25rem .6rem; min-height: 2rem}
 .ds button {cursor: pointer}
 .ds fieldset {border: 0; padding: 0; margin: 0}
-.ds fieldset label {font-weight: 400; margin-right: 1rem; display: inline-block; padding: .15rem 0}
+.ds legend {padding: 0}
+.ds fieldset label {font-weight: 400; margin-right: 1rem; display: inline-flex; gap: .4rem; align-items: baseline; padding: .15rem 0}
 .ds :focus-visible {outline: 3px solid var(--accent); outline-offset: 2px}
 .ds figure {margin: .5rem 0}
 .ds figcaption {font-size: .92rem; margin-bottom: .15rem}
@@ -33,7 +35,7 @@ const STYLE = `
 .ds .ticks {position: relative; height: 1.4rem}
 .ds .ticks span {position: absolute; transform: translateX(-50%); white-space: nowrap}
 .ds .complete {display: grid; grid-template-columns: minmax(0, 14rem) minmax(0, 1fr); gap: .4rem 1.5rem}
-.ds .complete .results {max-width: 28rem}
+.ds .complete .results {max-width: 34rem}
 .ds .pad {position: relative; touch-action: none; max-width: 14rem}
 .ds .pad canvas {background: #000; cursor: crosshair; border: 1px solid var(--soft)}
 .ds .pad .below {position: absolute; inset: 50% 0 0 0; pointer-events: none; border-top: 2px dashed #ff5a4f; color: #fff; display: grid; place-items: center; font-size: .9rem}
@@ -43,9 +45,11 @@ const STYLE = `
 
 const MARKUP = `
 <p class="intro">A network draws digits <em>with noise on them</em>, pixel by pixel. A second network takes the noise away. Turn the knob: how much noise is best? Try both ends of it. Then choose <em>morph</em>, and turn it slowly.</p>
-<div class="knobs">
+<div class="knobs first">
   <div class="wide"><label for="ds-sigma">noise level sigma</label> <output for="ds-sigma"></output>
     <div class="ends"><span>sharp</span><input type="range" id="ds-sigma" step="0.05"><span>smooth</span></div></div>
+</div>
+<div class="knobs">
   <div><label for="ds-temperature">temperature</label> <output for="ds-temperature"></output>
     <div class="ends"><span>likely</span><input type="range" id="ds-temperature" min="0.5" max="1.2" step="0.05"><span>wild</span></div></div>
   <div><label for="ds-seed">seed</label><div class="row" style="margin: 0"><input type="number" id="ds-seed" min="0" max="4294967295" step="1"><button type="button" class="again">other digits</button></div></div>
@@ -58,10 +62,11 @@ const MARKUP = `
 <figure class="smooth"><figcaption><b>smoothed</b>: drawn by the first network, noise and all</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
 <figure class="reverse"><figcaption><b>two-step</b>: drawn by the second network, which looks at the row above</figcaption><div class="strip live"><canvas tabindex="0" role="img"></canvas><div class="cursor" hidden></div></div></figure>
 <p class="soft">At the sharp end the first network draws nearly clean digits, and one wrong pixel leads the next ones astray. At the smooth end it is hard to go wrong, but little of the digit is left for the second network.</p>
-<h3>What was this pixel drawn from?</h3>
-<div class="mixture"><p class="what" aria-live="polite">Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p><div class="plot"></div></div>
-<h3>Finish what I began</h3>
-<p>Draw the upper half of a digit. The lower half is drawn four times: by way of noise, and without it.</p>
+<h2>What was this pixel drawn from?</h2>
+<p>Point at a pixel of a drawn digit, or go to a row with the Tab key and move with the arrow keys.</p>
+<div class="mixture"><p class="what"></p><div class="plot"></div></div>
+<h2>Finish what I began</h2>
+<p>Draw the upper half of a digit. The lower half is drawn four times: by way of noise<span class="without">, and without it</span>.</p>
 <div class="complete"><div><div class="pad"><canvas tabindex="0" role="img" aria-label="drawing pad, upper half: arrow keys move the pen, Space puts ink, Backspace takes it away"></canvas><div class="cursor" hidden></div><div class="below">the network's half</div></div>
 <div class="row"><button type="button" class="example">a real half</button><button type="button" class="clear">clear</button></div></div>
 <div class="results"><figure class="detour"><figcaption><b>with the detour</b>: your half is made noisy, completed, and cleaned</figcaption><div class="strip"><canvas role="img"></canvas></div></figure>
@@ -74,6 +79,7 @@ const GAP = 2;
 function makeStrip(figure, shape) {
   const canvas = figure.querySelector('canvas'), context = canvas.getContext('2d'), [C, H, W] = shape, cursor = figure.querySelector('.cursor');
   const strip = {canvas, n: 0, cursor};
+  canvas.ariaLabel ??= figure.textContent;  // until there is more to be said
   strip.resize = n => {
     if (strip.n === n) return;
     strip.n = n;
@@ -85,7 +91,7 @@ function makeStrip(figure, shape) {
     const pixels = context.createImageData(W, 1);
     for (let b = 0; b < strip.n; b++) {
       for (let j = 0; j < W; j++) for (let c = 0; c < 4; c++)
-        pixels.data[4*j + c] = c === 3 ? 255 : (values[(b*C + (C === 3 ? c : 0))*W + j] + 1)*127.5 + .5;
+        pixels.data[4*j + c] = c === 3 ? 255 : (values[(b*C + (C === 3 ? c : 0))*W + j] + 1)*127.5;  // rounded there
       context.putImageData(pixels, b*(W + GAP), row);
     }
   };
@@ -155,22 +161,22 @@ const NOISE = {  // a number in (0, 1) as noise of standard deviation 1, by the 
 };
 
 // A sampler that sends the work to the Python kernel, for networks that cannot be exported
-let ports = 0;
 function kernelPort(model) {
-  const channel = ports++;  // all ports hear all answers: each takes its own
+  const channel = Math.random().toString(36).slice(2);  // all ports hear all answers: each takes its own
   const port = {
     postMessage({id, options: {uniforms = [], known = [], mask, ...options} = {}, ...message}) {
       const arrays = [...uniforms, ...known, ...(mask ? [Float32Array.from(mask)] : [])];
       model.send({...message, id: [channel, id], options, counts: [uniforms.length, known.length, mask ? 1 : 0]}, undefined, arrays.map(a => a.buffer));
     },
-    close() {},
+    close() { port.postMessage({id: 0, kind: 'close'}); model.off('msg:custom', hear); },
   };
-  model.on('msg:custom', ({id: [whose, id], ...answer}, [buffer]) => {
+  const hear = ({id: [whose, id], ...answer}, [buffer]) => {
     if (whose !== channel) return;
     const message = {...answer, id};
     const values = buffer && new Float32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
     port.onmessage({data: message.item ? {...message, item: {...message.item, values}} : {...message, value: values ?? message.value}});
-  });
+  };
+  model.on('msg:custom', hear);
   return port;
 }
 
@@ -180,19 +186,20 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
-  root.setAttribute('data-lm-suppress-shortcuts', 'true');  // no shortcuts of JupyterLab here
   root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
   root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
   const id = `ds${Math.random().toString(36).slice(2, 8)}`;  // several playgrounds may stand in one notebook
   for (const e of root.querySelectorAll('[id^=ds-]')) e.id = e.id.replace('ds', id);
   for (const e of root.querySelectorAll('[for^=ds-]')) e.setAttribute('for', e.getAttribute('for').replace('ds', id));
   for (const e of root.querySelectorAll('[name^=ds-]')) e.name = e.name.replace('ds', id);
+  // JupyterLab's shortcuts are for what has the focus, and come first: each of these keeps its own keys
+  for (const e of root.querySelectorAll('input, button, [tabindex]')) e.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.append(root);
 
   const strips = Object.fromEntries(['clean', 'smooth', 'reverse', 'detour', 'direct'].map(name => [name, makeStrip($(`.${name}`), shape)]));
   const two = about.denoise, direct = 'raw' in about.parts;
   $('figure.reverse').hidden = !two;
-  $('figure.direct').hidden = !direct;
+  $('figure.direct').hidden = $('.without').hidden = !direct;
   for (const e of [$('.complete'), $('.complete').previousElementSibling, $('.complete').previousElementSibling.previousElementSibling]) e.hidden = !two;
   const clean = bytesIn(model.get('clean')), digits = clean.length/dims;
   const digit = i => Float32Array.from(clean.subarray((i % digits)*dims, (i % digits + 1)*dims), v => v/127.5 - 1);
@@ -220,12 +227,12 @@ function render({model, el}) {
   const turn = (name, value) => { model.set(name, value); model.save_changes(); };
   for (const name of ['sigma', 'temperature']) knobs[name].addEventListener('input', () => turn(name, +knobs[name].value));
   knobs.seed.addEventListener('change', () => turn('seed', Math.min(Math.max(Math.round(+knobs.seed.value) || 0, 0), 2**32 - 1)));
-  $('.again').addEventListener('click', () => turn('seed', knob('seed') + 1));
+  $('.again').addEventListener('click', () => turn('seed', (knob('seed') + 1) % 2**32));
   radios.forEach(r => r.addEventListener('change', () => turn('transform', r.value)));
 
   // the digits
   let samplers = {}, state = 0, gone = false;
-  const sampler = which => samplers[which] ??= about.kernel === 'python' ? connect(samplers.port ??= kernelPort(model), null, about)
+  const sampler = which => samplers[which] ??= about.kernel === 'python' ? connect(kernelPort(model), null, about)
                                                                          : load(bytesIn(model.get('weights')));
   const status = text => { $('.status').textContent = text; };
   const showClean = () => {
@@ -233,11 +240,12 @@ function render({model, el}) {
     for (let b = 0; digits && b < n; b++) values.set(digit(knob('seed')*n + b), b*dims);
     if (digits) strips.clean.images(values);
   };
-  const describe = (name, text) => strips[name].canvas.setAttribute('aria-label', text);
+  const describe = (name, text) => { strips[name].canvas.ariaLabel = text; };
   async function drawAll() {
     const mine = ++state, settings = {sigma: knob('sigma'), temperature: knob('temperature'), transform: knob('transform')};
     root.dataset.state = 'drawing';
     show(), showClean();
+    clearTimeout(timer), completing++, samplers.second?.then(s => s.cancel()).catch(() => {});  // it comes again, after these digits
     try {
       const s = await sampler('main');
       if (mine !== state || gone) return;
@@ -254,27 +262,29 @@ function render({model, el}) {
       const where = {python: 'by the Python kernel', plain: 'in plain JavaScript'}[s.about.kernel] ?? 'in this browser';
       status(`${n} digits at sigma ${settings.sigma.toFixed(2)}, drawn ${where} in ${((performance.now() - start)/1000).toFixed(1)} s`);
       root.dataset.state = 'ready';
-      if (looking) look(looking.name, looking.where);
-      if (two && !completed) completeAgain(true);
+      look(looking.name, looking.where, 'off');
+      if (two) completeAgain();
     } catch (error) {
       if (mine === state && error.name !== 'AbortError') status(`no digits: ${error.message}`);
     }
   }
 
   // the mixture behind a pixel
-  let looking = null;
-  async function look(name, where) {
+  const center = {image: 0, row: H >> 1, column: W >> 1};
+  let looking = {name: 'smooth', where: center};
+  async function look(name, where, live = 'polite') {  // said aloud where it was asked for
     looking = {name, where};
     for (const other of ['smooth', 'reverse']) strips[other].cursor.hidden = other !== name;
     strips[name].mark(where);
     const s = await sampler('main'), m = await s.mixture({part: name, ...where});
     if (looking.where !== where) return;
     const spread = m?.discretized ? 1 + 1/255 : 1.2 + 2*knob('sigma');
+    $('.mixture .what').ariaLive = live;
     $('.mixture .what').textContent = m ? sayMixture(m, where, name === 'smooth' ? 'smoothed' : 'two-step') : 'This pixel is not drawn yet.';
     $('.mixture .plot').innerHTML = m ? drawMixture(m, [-spread, spread]) : '';
   }
   for (const name of ['smooth', 'reverse']) {
-    const {canvas} = strips[name], center = {image: 0, row: H >> 1, column: W >> 1};
+    const {canvas} = strips[name];
     const point = event => { const where = strips[name].find(event); if (where) look(name, where); };
     canvas.addEventListener('pointermove', point);
     canvas.addEventListener('pointerdown', point);
@@ -282,7 +292,7 @@ function render({model, el}) {
       const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
       if (!step) return;
       event.preventDefault();
-      const {image, row, column} = looking?.name === name ? looking.where : center, x = image*W + column + step[1];
+      const {image, row, column} = looking.name === name ? looking.where : center, x = image*W + column + step[1];
       const inside = Math.min(Math.max(x, 0), n*W - 1);
       look(name, {image: Math.floor(inside/W), row: Math.min(Math.max(row + step[0], 0), H - 1), column: inside % W});
     });
@@ -292,8 +302,9 @@ function render({model, el}) {
   const pad = makeStrip($('.pad'), shape), ink = new Float32Array(dims).fill(-1), half = H >> 1;
   pad.resize(1);
   pad.canvas.style.maxWidth = '';
-  let completed = false, completing = 0, pen = {image: 0, row: half >> 1, column: W >> 1}, stroke = null, examples = 0, timer = null;
+  let begun = false, completing = 0, pen = {image: 0, row: half >> 1, column: W >> 1}, stroke = null, examples = 0, timer = null;
   const put = (row, column, value) => {  // a soft dot
+    begun = true;
     for (let i = 0; i < half; i++) for (let j = 0; j < W; j++) {
       const d = Math.hypot(i + .5 - row, j + .5 - column), v = 1 - 2*Math.min(Math.max((d - .9)/1.1, 0), 1);
       for (let c = 0; c < C; c++) {
@@ -325,14 +336,13 @@ function render({model, el}) {
     if (event.key === ' ' || event.key === 'Backspace') { put(pen.row + .5, pen.column + .5, event.key === ' ' ? 1 : -1); soon(); }
   });
   pad.canvas.addEventListener('blur', () => { pad.cursor.hidden = true; });
-  const example = () => { ink.fill(-1); const d = digit(7*++examples); for (let q = 0; q < C; q++) ink.set(d.subarray(q*H*W, q*H*W + half*W), q*H*W); pad.images(ink); };
+  const example = () => { begun = true; ink.fill(-1); const d = digit(7*++examples); for (let q = 0; q < C; q++) ink.set(d.subarray(q*H*W, q*H*W + half*W), q*H*W); pad.images(ink); };
   $('.example').addEventListener('click', () => { example(); completeAgain(); });
-  $('.clear').addEventListener('click', () => { ink.fill(-1); pad.images(ink); soon(); });
+  $('.clear').addEventListener('click', () => { begun = true; ink.fill(-1); pad.images(ink); soon(); });
 
-  async function completeAgain(first = false) {
+  async function completeAgain() {
     const mine = ++completing, note = $('.complete .status'), sigma = knob('sigma'), count = 4;
-    completed = true;
-    if (first && digits) example();
+    if (digits && !begun) example();
     try {
       const s = await sampler('second');
       if (mine !== completing || gone) return;
@@ -360,12 +370,11 @@ function render({model, el}) {
   show(), showClean();
   if (still?.n >= n) for (const name of ['smooth', 'reverse']) if (still[name])
     strips[name].images(Float32Array.from(fromBase64(still[name]).subarray(0, n*dims), v => v/127.5 - 1));
-  const changed = () => { drawAll(); if (completed) { clearTimeout(timer); timer = setTimeout(completeAgain, 600); } };
-  for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.on(`change:${name}`, changed);
+  for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.on(`change:${name}`, drawAll);
   requestAnimationFrame(() => setTimeout(drawAll, 0));
   return () => {
     gone = true;
-    for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.off(`change:${name}`, changed);
+    for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.off(`change:${name}`, drawAll);
     for (const s of ['main', 'second']) samplers[s]?.then(s => s.close(), () => {});
   };
 }

@@ -4,3 +4,7 @@ const reach = () => document.querySelectorAll('.math-block, .cell_output pre, di
 });
 addEventListener('load', reach);
 addEventListener('resize', reach);
+// the playground takes the page's colours
+const dress = () => document.querySelectorAll('iframe.playground').forEach(f => f.contentWindow.postMessage({theme: document.documentElement.dataset.theme}, '*'));
+new MutationObserver(dress).observe(document.documentElement, {attributeFilter: ['data-theme']});
+document.addEventListener('load', dress, true);
