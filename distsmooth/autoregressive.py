@@ -433,7 +433,7 @@ def from_uniforms(self:ModelDistribution,
     bad = int((~x.isfinite()).flatten(1).any(1).sum())
     if bad: warnings.warn(
         f'{bad} of {len(x)} samples of {type(self.model).__name__} hold NaN or infinity: was it '
-        'trained too briefly, or is the temperature too high?', RuntimeWarning, stacklevel=2)
+        'trained too briefly, or is the temperature too high?', RuntimeWarning, stacklevel=3)
     return x
 
 @patch

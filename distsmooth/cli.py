@@ -8,6 +8,7 @@ __all__ = ['COUNT', 'SEED', 'RECIPES', 'COMMANDS', 'AGAIN', 'ABOUT', 'stages', '
 
 # %% ../nbs/engine/cli.ipynb #5671bea7
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -141,6 +142,14 @@ def _machine(machine):
     "What figures depend on, in a line"
     return f'on {machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, {machine["dtype"]}'
 
+def _lines(as_text):
+    "Prints each row as soon as it is there, the headings above the first"
+    headings = [as_text()]
+    def report(row):
+        print(*headings, as_text(row), sep='\n', flush=True)
+        headings.clear()
+    return report
+
 def sampling(
     cases:list[str]=['digits:16', 'mnist:16', 'mnist:64', 'cifar10:8'], # 'network:images'; `digits`: the box
     methods:list[str]=['cached', 'jacobi', 'jacobi_rows'], # Jacobi: for trained networks only
@@ -153,9 +162,7 @@ def sampling(
     _check_json(json)
     import torch
     from distsmooth.engine.bench import as_line, bench_sampling
-    print(as_line(), flush=True)
-    result = bench_sampling(cases, methods, repeats, device, {'bfloat16': torch.bfloat16}.get(dtype),
-                            lambda row: print(as_line(row), flush=True))
+    result = bench_sampling(cases, methods, repeats, device, {'bfloat16': torch.bfloat16}.get(dtype), _lines(as_line))
     print(f'{_machine(result["machine"])}\n'
           'the reproduction report: 8 hours for 2000 CIFAR-10 images on one V100 (its Table 2)')
     _write_json(json, result)
@@ -172,8 +179,7 @@ def training(
     "Time training steps on this machine, against plain float32 PyTorch and against the rate of matrix products"
     _check_json(json)
     from distsmooth.engine.bench_training import bench_training, training_line
-    print(training_line(), flush=True)
-    result = bench_training(cases, variants, repeats, steps, device, lambda row: print(training_line(row), flush=True))
+    result = bench_training(cases, variants, repeats, steps, device, _lines(training_line))
     print(_machine(result['machine']))
     _write_json(json, result)
 
@@ -518,6 +524,10 @@ def _said():
     return (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, MemoryError, EOFError, OverflowError,
             BadZipFile, UnpicklingError, SafetensorError, subprocess.CalledProcessError)
 
+def _plain(error):
+    "What an error says, with lists as a shell would write them"
+    return re.sub(r"\[('[^\[\]]*')\]", lambda found: found[1].replace("'", ''), str(error))
+
 def _interrupted(args, saved):
     "Last words after Ctrl-C: what is kept, and the command that goes on"
     text = f'\ndistsmooth: interrupted; {saved or "what is complete is kept, nothing half-written is left"}'
@@ -533,5 +543,5 @@ def main(
     try: run(COMMANDS, args, 'distsmooth', ABOUT, distsmooth.__version__)
     except KeyboardInterrupt as e: raise SystemExit(_interrupted(args, str(e)))
     except Exception as e:
-        if isinstance(e, _said()): raise SystemExit(f'distsmooth: {e}')
+        if isinstance(e, _said()): raise SystemExit(f'distsmooth: {_plain(e)}')
         raise

@@ -23,7 +23,8 @@ from .features import AsTheyAre, extract_features, load_extractor, torchmetric
 def _batches(features, name):
     several = hasattr(features, '__iter__') and not isinstance(features, torch.Tensor)
     for f in features if several else [features]:
-        yield from check_tensor(f, name, 'n', *'DCHW'[:max(1, getattr(f, 'ndim', 0) - 1)]).split(4096)
+        shape = 'n', *'DCHW'[:max(1, getattr(f, 'ndim', 0) - 1)]
+        yield from check_tensor(f, name, *shape).split(4096)
 
 def _whole(features, name):
     batches = [f.double() for f in _batches(features, name)]

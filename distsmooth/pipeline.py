@@ -317,7 +317,7 @@ def _find(name, **hub):
             warnings.warn(f'{name!r} is a model of the library, the folder is ./{name}')
         return PRETRAINED/name
     if path.is_dir(): return path
-    wanted = (f'name must be one of {bundled}, a folder, or a hub id like user/repo, '
+    wanted = (f'model name must be one of {bundled}, a folder, or a hub id like user/repo, '
               f'got {str(name)!r}')
     is_id = isinstance(name, str) and re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name)
     if not is_id or path.parent.exists():

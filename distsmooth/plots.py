@@ -302,12 +302,13 @@ def draw_ways_back(
 # %% ../nbs/engine/plots.ipynb #d1a60002
 @checked(dist=able('mixture'), x=_pictures)
 def draw_prediction(
-    dist, # A `ModelDistribution` of grey images
+    dist, # A `ModelDistribution` of grey images, or a model without conditions
     x:torch.Tensor, # (1, 1, H, W)
     pixels, # (row, column) of each
 ) -> plt.Figure:
     "The image with numbers on it; the mixture predicted for each of those pixels (dashed: components), and its value"
     for pixel in pixels: _place(pixel, 'pixels')
+    dist = dist.dist() if hasattr(dist, 'dist') else dist
     with torch.no_grad(): params = dist.mixture(x).params
     fig, (image, *axes) = subplots(1, len(pixels) + 1, figsize=(2.3*len(pixels) + 2.3, 2.4))
     image.imshow(image_grid(x))

@@ -88,7 +88,7 @@ def test_the_last_single_step_takes_out_what_the_rung_above_said(perfect):
     naive = single_step(perfect.rung(2, path[2]), path[3], .1)
     assert (naive - path[-1]*.16/(.16 + .01)).abs().max() > .01
     marginal = RungMarginal(perfect.rung(2, path[2]), path[2], perfect.kernels[2])
-    with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(marginal, path[3], .1, 'local')
+    with pytest.raises(TypeError, match="dist must be an autoregressive model for score='local'"): single_step(marginal, path[3], .1, 'local')
 
 def test_the_single_step_switches_dropout_off_and_back(perfect):
     net = pixelcnn(context_channels=3).train()
@@ -183,7 +183,7 @@ def test_the_single_step_of_a_flow_against_its_closed_form():
     images = x[:, None, None]
     assert_close(flow.log_prob(images), Shifted(smoothed).log_prob(images), atol=1e-3, rtol=1e-3)
     assert_close(single_step(flow, images, sigma).flatten(1), expected, atol=1e-3, rtol=1e-3)
-    with pytest.raises(TypeError, match="score='local' needs an autoregressive model, got Flow"): single_step(flow, images, sigma, 'local')
+    with pytest.raises(TypeError, match="dist must be an autoregressive model for score='local', got Flow"): single_step(flow, images, sigma, 'local')
 
 def fit_exactly(flow, L):
     "LBFGS in a moment: with points of this very covariance, and each with its mirror image, the optimum is exact"

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/shards.ipynb #cc97f23c
-from ..checks import able, check_function, check_images, check_one_of, check_path, check_sigma, checked
+from ..checks import able, check_function, check_images, check_number, check_one_of, check_path, check_sigma, checked
 from .checkpoint import check_settings, is_whole, load_plain, lock_folder, sweep, write_sealed, write_whole
 from ..autoregressive import draw
 from ..denoising import SCORES, single_step
@@ -129,6 +129,9 @@ def image_uniforms(
     return uniforms[first % BLOCK:][:n]
 
 # %% ../../nbs/engine/shards.ipynb #a32c755b
+def _class(value, name): return value is None or check_number(value, name, '[0, inf)', whole=True)
+
+@checked(net=able('n_classes'), label=_class, first='[0, inf)', n='[1, inf)')
 def class_labels(
     net, # Which is to draw or to go back
     label:int, # Class of all images; None for each class in turn
