@@ -130,20 +130,21 @@ def colour_gallery(
     n:int=16, # Images in a row
 ):
     "The pictures of some cells"
-    rows = [(c['about'], from_png(c['figures']['picture'])) for c in result['cells'] if c['name'].startswith(start)]
+    cells = sorted((c for c in result['cells'] if c['name'].startswith(start)), key=lambda c: c['about']['sigma'] or 0.)
+    rows = [(c['about'], from_png(c['figures']['picture'])) for c in cells]
     tall = sum(picture.shape[0]/picture.shape[1] for _, picture in rows)
-    fig, axes = subplots(len(rows), 1, figsize=(.5*n, .5*n*tall + .2*len(rows)), squeeze=False,
+    fig, axes = subplots(len(rows), 1, figsize=(.4*n, .4*n*tall + .2*len(rows)), squeeze=False,
                          height_ratios=[picture.shape[0] for _, picture in rows])
     for ax, (about, picture) in zip(axes.flat, rows):
-        ax.imshow(picture, cmap='gray', vmin=0, vmax=255)
+        ax.imshow(picture, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.axis('off')
         what = about.get('of') or about.get('how') or WAYS[about['way']]
         level = '' if about['sigma'] is None else f', sigma {about["sigma"]:g}'
         ax.set_title(what + level, fontsize=7, pad=2, loc='left')
-    fig.subplots_adjust(hspace=.25, top=.97, bottom=0)
+    fig.subplots_adjust(hspace=.2, top=.97, bottom=0, left=0, right=1)
     return fig
 
-@study('a quarter of an hour on one core, with CIFAR-10', _tables, colour_gallery,
+@study('twenty minutes on one core, with CIFAR-10', _tables, colour_gallery,
        data='digits', size=28, n=12, few=8, images=10, classified=4, near=6, completed=4, sigmas=(.3,), iwae=2)
 def cifar10(model='cifar10-16', data='cifar10', size=16, n=1300, few=500, fd=.3, sigmas=(.1, .2, .3, .5), images=200,
             iwae=4, classified=300, near=200, completed=64, reference=1500, seed=0):
