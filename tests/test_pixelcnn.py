@@ -456,7 +456,7 @@ def test_repr_informs():
     (dict(size=(8, 8, 8)), 'size must be'), (dict(channels=2), r'channels must be one of \[1, 3\], got 2'), (dict(head='softmax'), "head must be one of.*'softmax'"),
     (dict(n_resnet=0), 'n_resnet must be a whole number of at least 1, got 0'), (dict(n_filters=-4), 'n_filters must be .* got -4'), (dict(n_filters=4.5), 'n_filters must be .* got 4.5'),
     (dict(n_mix=0), 'n_mix must be .* got 0'), (dict(n_classes=-1), 'n_classes must be .* got -1'), (dict(context_channels=-1), 'context_channels must be .* got -1'),
-    (dict(dropout=1.), r'dropout must be a number in \[0, 1\), got 1.0'), (dict(dropout=-.1), 'dropout must be .* got -0.1'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma must be a number above 0, got 0'), (dict(sigma_range=()), 'sigma_range must be')])
+    (dict(dropout=1.), r'dropout must be a number in \[0, 1\), got 1.0'), (dict(dropout=-.1), 'dropout must be .* got -0.1'), (dict(sigma_range=(1., .1)), r'sigma_range must be \(lowest, highest\)'), (dict(sigma_range=(0, 1.)), 'sigma_range must be a number above 0, got 0'), (dict(sigma_range=()), 'sigma_range must be')])
 def test_networks_that_cannot_be_built(config, message):
     with pytest.raises(ValueError, match=message): PixelCNNpp(**{**dict(size=8, n_filters=4, n_resnet=1, n_mix=1), **config})
 
