@@ -32,11 +32,11 @@ def _fits(size, wanted):
 def hides_values(
     x:torch.Tensor, # Any tensor
 ) -> bool: # Whether there is nothing to look at
-    "Whether `torch.func.vmap` hides the values of `x`"
+    "Whether `torch.func.vmap` hides the values of `x`, or it has none: the device is 'meta'"
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x): return True
         x = torch._C._functorch.get_unwrapped(x)
-    return False
+    return x.is_meta
 
 def check_tensor(
     x, # To be checked
@@ -116,7 +116,8 @@ def as_tensor(
 ) -> torch.Tensor:
     "`value` as a tensor; a `TypeError` for what makes none"
     if isinstance(value, np.ndarray): value = value.copy()  # read-only ones, and those that run backwards
-    try: return torch.as_tensor(value, dtype=dtype)
+    device = value.device if isinstance(value, torch.Tensor) else 'cpu'  # whatever the default is
+    try: return torch.as_tensor(value, dtype=dtype, device=device)
     except (TypeError, ValueError, RuntimeError): pass  # one for a word, another for a list of words, ...
     raise TypeError(f'{name} must be a number, or several, got {value!r:.200}')
 

@@ -403,7 +403,8 @@ def _trained(part, folder):
     "A row about how a network was trained, from its recipe"
     import yaml
     file = folder/'recipe.yaml'
-    if not file.is_file(): return dict(part=part, data='not known', noise='', steps='', batch_size='', seed='', minutes='')
+    unknown = dict(part=part, data='not known', noise='', steps='', batch_size='', seed='', minutes='')
+    if not file.is_file(): return unknown
     r = yaml.safe_load(file.read_text(encoding='utf8'))
     o, t = r['objective'], r['train']
     level = ' to '.join(f'{s:g}' for s in o['sigma_range'] or [o['sigma']])

@@ -159,7 +159,8 @@ def frame_slider(
     frames = [_img(draw(v), f'{label} = {name}', dpi, hidden=i > 0) for i, (v, name) in enumerate(zip(values, names))]
     return HTML(f'<div class="frame-slider" data-names="{html.escape(json.dumps(names))}"><label>{html.escape(label)} '
                 f'<input type="range" min="0" max="{len(names)-1}" value="0" step="1" oninput="{html.escape(_MOVE)}" '
-                f'aria-valuetext="{html.escape(names[0])}" data-lm-suppress-shortcuts="true"> '  # or JupyterLab takes the arrow keys
+                # the last attribute leaves the arrow keys to the slider in JupyterLab
+                f'aria-valuetext="{html.escape(names[0])}" data-lm-suppress-shortcuts="true"> '
                 f'<output>{html.escape(names[0])}</output></label><div>{"".join(frames)}</div></div>')
 
 # %% ../nbs/engine/plots.ipynb #66496a80

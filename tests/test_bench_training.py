@@ -102,7 +102,7 @@ def test_a_process_of_its_own():
     assert [r['variant'] for r in rows] == ['plain', 'fused'] and all(set(r) == KEYS and r['failed'] is None and r['seconds'] > 0 for r in rows)
     assert rows[0]['ratio'] == 1 and rows[0]['ceiling'] == rows[1]['ceiling'] > 0
     words = bt._in_a_process(network='cats', batch_size=1, variant='plain')
-    assert words == dict(failed="KeyError: 'cats'")
+    assert words == dict(failed="ValueError: network must be one of ['digits', 'mnist', 'cifar10'], got 'cats'")
 
 def test_flop_are_proportional_to_the_images(tiny):
     assert flop(make_run('tiny', 6)) == 6*flop(make_run('tiny', 1)) > 0

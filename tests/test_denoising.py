@@ -260,7 +260,7 @@ def test_bad_x_noisy(x, error, score):
 
 def test_bad_models():
     with pytest.raises(ValueError, match="head='discretized'"): single_step(tiny(head='discretized'), rand(1, 1, 4, 4), 0.5)
-    with pytest.raises(TypeError, match="score='local' needs an autoregressive model"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
+    with pytest.raises(TypeError, match="dist must be an autoregressive model for score='local', got SmoothedDataset"): single_step(SmoothedDataset(rand(2, 2), 0.5), rand(1, 2), 0.5, 'local')
 
 def test_bad_data_sets():
     for x, says in ((rand(0, 2), r'x must hold at least one point, got \(0, 2\)'), (rand(3), r'x must hold .* got \(3,\)'),

@@ -144,7 +144,7 @@ def test_objectives():
     assert low[low > 0].min() >= .05
 
 @pytest.mark.parametrize('how, says', [
-    (dict(sigmas=[.1, .3]), 'sigmas must fall'), (dict(sigmas=[.3, 0.]), 'sigma must be a number above 0'),
+    (dict(sigmas=[.1, .3]), 'sigmas must fall'), (dict(sigmas=[.3, 0.]), 'sigmas must be a number above 0'),
     (dict(reverse=made(context_channels=1), sigmas=[.3, .1]), r'context_channels in \(3,\), got .*1'),
     (dict(reverse=None, sigmas=[.3, .1]), r'reverse must draw images'),
     (dict(reverse=made(size=(1, 3), context_channels=1), sigmas=[.3]), r'reverse must draw images \(1, 1, 2\)')])

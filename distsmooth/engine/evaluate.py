@@ -74,8 +74,8 @@ def settings(self:Subject) -> dict: # Plain values
     first = images(self.test, torch.arange(min(16, len(self.test))))
     data = dict(name=str(self.data), images=len(self.test), sha256=sha256(first.numpy().tobytes()).hexdigest())
     return dict(version=distsmooth.__version__, weights=self.weights, kernel=str(self.kernel), data=data,
-                batch_size=self.batch_size, chunk=CHUNK, seed=self.seed,
-                reference=self.reference, floors=self.floors, extractor=[self.extractor.name, self.extractor.weights_sha256])
+                batch_size=self.batch_size, chunk=CHUNK, seed=self.seed, reference=self.reference, floors=self.floors,
+                extractor=[self.extractor.name, self.extractor.weights_sha256])
 
 @patch
 def describe(self:Subject) -> dict: # Plain values

@@ -32,8 +32,8 @@ from ..conditional import StackedPixelCNNpp
 from ..data import fingerprint, load_dataset
 from ..pipeline import KERNELS, save_parts
 from ..pixelcnn import PixelCNNpp
-from ..checks import (able, check_fields, check_number, check_one_of, check_path, check_sigma, check_sigma_range, checked,
-                              within)
+from ..checks import (able, check_fields, check_number, check_one_of, check_path, check_sigma,
+                              check_sigma_range, checked, within)
 from ..training import (TrainConfig, Trainer, images, make_generator, raw_objective, reverse_objective,
                                  smooth_objective)
 
@@ -43,7 +43,7 @@ class Data:
     "Which images"
     name:str='digits' # 'digits' (bundled), 'mnist', 'fashion_mnist', 'cifar10', 'celeba', or a folder of images
     root:Optional[str]=None # where they are kept; DISTSMOOTH_DATA or ~/.cache/distsmooth if left out
-    size:int=within('[1, inf)', 32) # side of images of CelebA, folders and, averaged, CIFAR-10; the others keep their own
+    size:int=within('[1, inf)', 32) # side of images of CelebA, folders and, averaged, CIFAR-10; others keep theirs
     download:bool=False # let torchvision fetch what is missing
     __post_init__ = check_fields
 

@@ -268,7 +268,8 @@ def denoise_shards(
         raise ValueError(f"how='single_step' holds for Gaussian noise alone, not for {kernel}")
     if label is None and net.n_classes: label = drawn.get('label')
     told = {} if label is None else dict(label=label)
-    settings = dict(what=how, weights_sha256=weights, sigma=sigma, score=score, seed=seed, batch_size=batch_size, **told)
+    settings = dict(what=how, weights_sha256=weights, sigma=sigma, score=score, seed=seed,
+                    batch_size=batch_size, **told)
     batches = x.contiguous().split(batch_size)
     sources = [[sha256(image.numpy().tobytes()).hexdigest() for image in batch] for batch in batches]
     net.to(acc.device)
