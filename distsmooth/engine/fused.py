@@ -70,16 +70,25 @@ def concat_elu(
     return _ConcatELU.apply(x, dim) if torch.is_grad_enabled() and x.requires_grad else _concat_elu(x, dim)
 
 # %% ../../nbs/engine/fused.ipynb #a32f30c4
+def _sigmoid(t):
+    "`t.sigmoid()`; 16 bits with gaps in memory are slow, so they are copied together first"
+    return t.sigmoid() if t.itemsize >= 4 else t.clone().sigmoid_()
+
+def _gate(x, h):
+    if h.itemsize >= 4: return x + F.glu(h, 1)
+    a, b = h.chunk(2, 1)
+    return torch.addcmul(x, a, _sigmoid(b))
+
 class _Gated(torch.autograd.Function):
     "Keeps `h` alone"
     @staticmethod
     def forward(ctx, x, h):
         ctx.save_for_backward(h)
-        return x + F.glu(h, 1)
+        return _gate(x, h)
     @staticmethod
     def backward(ctx, g):
         a, b = ctx.saved_tensors[0].chunk(2, 1)
-        s = b.sigmoid()
+        s = _sigmoid(b)
         gs = g*s
         return g, torch.cat([gs, torch.addcmul(gs, gs, s, value=-1)*a], 1)
 
@@ -89,7 +98,8 @@ def gated(
     h:torch.Tensor, # (B, 2*C, H, W): a correction, and how much of it to let in
 ) -> torch.Tensor: # (B, C, H, W)
     "`x + a*sigmoid(b)`, where `h` is `a` and `b`, stacked (van den Oord et al. 2016)"
-    return _Gated.apply(x, h) if torch.is_grad_enabled() and not _is_plain(x) else blocks.gated.plain(x, h)
+    if _is_plain(x): return blocks.gated.plain(x, h)
+    return (_Gated.apply if torch.is_grad_enabled() else _gate)(x, h)
 
 # %% ../../nbs/engine/fused.ipynb #556d3a85
 class _Padded(torch.autograd.Function):

@@ -88,7 +88,7 @@ def _text(option, words):
     "The words behind an option as one"
     kind, many = plain_kind(option.kind), get_origin(plain_kind(option.kind)) in (list, tuple)
     if kind is bool and not words: return 'true'
-    if many and words and not words[0].startswith('['):
+    if many and words and words != ['null'] and not words[0].startswith('['):
         return json.dumps(words) if get_args(kind)[0] is str else f'[{", ".join(words)}]'
     if not words: raise UsageError(f'--{option.name} needs a value, {in_words(kind)}: {option.help}')
     if len(words) > 1: raise UsageError(f'--{option.name} takes one value, got {" ".join(words)}')
