@@ -161,15 +161,16 @@ SMALL = dict(n_filters=16, n_resnet=1, n_mix=5, dropout=0.)  # for the CPU
 def fit_image(
     x:torch.Tensor, # (N, C, H, W) images on the 256 levels
     objective, # Of `train`
-    steps:int, # Of 16 images each
+    steps:int, # Of training
     seed:int, # Of all that is random
     context_channels:int=0, # Of what the network is told
+    batch_size:int=16, # Images a step
 ) -> PixelCNNpp: # In eval mode: the averaged weights
     "A small network of dequantized images"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = PixelCNNpp(x.shape[1], tuple(x.shape[2:]), context_channels=context_channels, **SMALL)
-    config = TrainConfig(steps=steps, batch_size=16, lr=8e-3, seed=seed)
+    config = TrainConfig(steps=steps, batch_size=batch_size, lr=8e-3, seed=seed)
     spread = lambda x, generator=None: objective(dequantize(x, generator), generator)
     return train(net, x, spread, config)[-1].ema.eval().requires_grad_(False)
 
@@ -178,12 +179,14 @@ def fit_image_ladder(
     sigmas:list, # Falling; none for a raw network of twice the steps
     steps:int, # Of each network
     seed:int, # Of all that is random
+    batch_size:int=16, # Images a step
 ) -> Ladder: # In eval mode
     "A ladder, fitted to images"
-    if not sigmas: return Ladder(fit_image(x, raw_objective, 2*steps, seed), None, ())
-    smooth = fit_image(x, smooth_objective(GaussianKernel(sigmas[0])), steps, seed)
+    fit = partial(fit_image, x, seed=seed, batch_size=batch_size)
+    if not sigmas: return Ladder(fit(raw_objective, 2*steps), None, ())
+    smooth = fit(smooth_objective(GaussianKernel(sigmas[0])), steps)
     told = rung_objective(rungs_of(sigmas))
-    return Ladder(smooth, fit_image(x, told, steps, seed, context_channels=x.shape[1] + 2), sigmas)
+    return Ladder(smooth, fit(told, steps, context_channels=x.shape[1] + 2), sigmas)
 
 # %% ../../nbs/engine/study_ladder.ipynb #lad1dig2
 DIGIT_METRICS = 'FD', 'KID', 'confidence'
@@ -200,9 +203,9 @@ def bound_in_bits(
     nats = torch.cat([ladder.iwae(dequantize(part, generator), k, generator) for part in x.split(50)])
     return -nats.mean().item()/(x[0].numel()*math.log(2)) + math.log2(127.5)
 
-def _digit_ladder(n, images, k, steps, seed, sigmas, folder):
+def _digit_ladder(n, images, k, steps, batch_size, seed, sigmas, folder):
     start = time.perf_counter()
-    ladder = fit_image_ladder(load_dataset('digits').x, sigmas, steps, seed)
+    ladder = fit_image_ladder(load_dataset('digits').x, sigmas, steps, seed, batch_size)
     trained, test = time.perf_counter(), load_dataset('digits', 'test').x
     u = ladder.uniforms(n, torch.Generator().manual_seed(seed))
     drawn = {'ladder': ladder.sample(uniforms=u)}
@@ -234,12 +237,13 @@ def _digit_tables(result):
     rows.append(['real digits', '', None] + [f'{floor[f"{m} floor"]:.3g}' for m in DIGIT_METRICS] + [None]*4)
     return {'digits': as_table(head, rows)}
 
-@study('an hour and a half on one core', _digit_tables, steps=4, n=70, images=4, k=1, seeds=(0,),
+@study('forty minutes on one core', _digit_tables, steps=10, batch_size=4, n=70, images=4, k=1, seeds=(0,),
        ladders=((), (.5,)))
-def ladder_digits(ladders=((), (.5,), (.5, .2), (.5, .1)), steps=1000, n=500, images=100, k=8, seeds=(0, 1)):
+def ladder_digits(ladders=((), (.5,), (.5, .1)), steps=700, batch_size=16, n=500, images=100, k=8,
+                  seeds=(0, 1)):
     "Ladders of one to three rungs on digits, at equal steps in all: small networks, all of them densities"
     def cell(sigmas, seed):
         name = ', '.join(f'{s:g}' for s in sigmas) or 'none'
-        work = partial(_digit_ladder, n, images, k, steps, seed, list(sigmas))
+        work = partial(_digit_ladder, n, images, k, steps, batch_size, seed, list(sigmas))
         return Cell(f'{name}-seed{seed}', work, dict(rungs=len(sigmas) + 1, sigmas=name, seed=seed), 600.)
     return [cell(sigmas, seed) for seed in seeds for sigmas in ladders], {}, {}
