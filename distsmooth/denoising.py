@@ -53,9 +53,8 @@ def denoise(self:SmoothedDataset,
     weights = self._log_kernel(x_noisy).softmax(1)
     if check_one_of(score, 'score', ('joint', 'local')) == 'joint':
         return (weights@self.x.flatten(1)).view_as(x_noisy)
-    return torch.stack([self._local(one) for one in x_noisy])
+    return torch.stack([_local(self, one) for one in x_noisy])
 
-@patch
 def _local(self:SmoothedDataset, x_noisy):
     "The posterior mean of each pixel of one image, given the pixels up to itself"
     sq = (self.x - x_noisy)**2

@@ -202,7 +202,6 @@ class RungMarginal(nn.Module):
         "(B,) nats of images `x` at the lower end, differentiable in `x`"
         return self.rung.log_prob(x) - self.kernel.log_prob(self.x_high, x)
 
-@patch
 def _step_down(self:Ladder, path, score):
     "From images at the last sigma to clean ones, by the score"
     k = len(self.sigmas) - 2
@@ -227,7 +226,7 @@ def sample(self:Ladder,
     if uniforms is None: uniforms = self.uniforms(n, generator)
     rungs = None if denoise == 'ladder' else max(len(self.sigmas), 1)
     path = list(self.descend(uniforms[:rungs], **options))
-    return self._step_down(path, score) if denoise == 'single_step' else path[-1]
+    return _step_down(self, path, score) if denoise == 'single_step' else path[-1]
 
 # %% ../nbs/course/16_ladder.ipynb #37600613
 @patch

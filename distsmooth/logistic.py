@@ -62,7 +62,6 @@ def _cdf1(self:LogisticMixture, x, loc, log_scale):
 def _to_support(self:LogisticMixture, x): return x
 
 # %% ../nbs/course/03_logistic.ipynb #be0a6add
-@patch
 def _loc(self:LogisticMixture, c, before):
     "Centres (B, K, H, W) of channel `c`, given the channels `before` it"
     loc = self.means[:, c]
@@ -70,12 +69,11 @@ def _loc(self:LogisticMixture, c, before):
     return loc
 
 # %% ../nbs/course/03_logistic.ipynb #f5540f23
-@patch
 def _chain(self:LogisticMixture, choose):
     "Visit the channels in order: `choose(c, weights, loc, log_scale)` gives each its value"
     weights, values = self.logits, []
     for c in range(self.channels):
-        loc, log_scale = self._loc(c, values), self.log_scales[:, c]
+        loc, log_scale = _loc(self, c, values), self.log_scales[:, c]
         values.append(choose(c, weights, loc, log_scale))
         weights = weights + self._log_prob1(values[-1], loc, log_scale)
     return torch.cat(values, 1), weights
@@ -87,7 +85,7 @@ def log_prob(self:LogisticMixture,
 ) -> torch.Tensor: # (B, H, W) nats
     "Log density of every pixel, its channels taken together"
     check_tensor(x, 'x', *self.shape, finite=False)
-    _, weights = self._chain(lambda c, *_: x[:, c:c+1])
+    _, weights = _chain(self, lambda c, *_: x[:, c:c+1])
     return weights.logsumexp(1)
 
 # %% ../nbs/course/03_logistic.ipynb #bca32de4
@@ -102,7 +100,7 @@ def cdf(self:LogisticMixture,
         v = x[:, c:c+1]
         out.append((weights.softmax(1)*self._cdf1(v, loc, log_scale)).sum(1, keepdim=True))
         return v
-    self._chain(choose)
+    _chain(self, choose)
     return torch.cat(out, 1).clamp(max=1)
 
 # %% ../nbs/course/03_logistic.ipynb #6900004c
@@ -123,7 +121,6 @@ def _quantile(u, weights, loc, log_scale, n_steps, parts=16):
     return lo + step/2
 
 # %% ../nbs/course/03_logistic.ipynb #a7d79367
-@patch
 def _icdf(self:LogisticMixture, u, n_steps=None):
     "`icdf` without a look at `u`"
     eps = torch.finfo(u.dtype).eps
@@ -131,7 +128,7 @@ def _icdf(self:LogisticMixture, u, n_steps=None):
     n_steps = math.ceil(2 - math.log2(eps)/4) if n_steps is None else n_steps
     def choose(c, weights, loc, log_scale):
         return self._to_support(_quantile(u[:, c:c+1], weights.softmax(1), loc, log_scale, n_steps))
-    return self._chain(choose)[0]
+    return _chain(self, choose)[0]
 
 @patch
 def icdf(self:LogisticMixture,
@@ -140,18 +137,17 @@ def icdf(self:LogisticMixture,
 ) -> torch.Tensor: # (B, C, H, W)
     "The quantile `u` of each channel, given the channels before it"
     if n_steps is not None: check_number(n_steps, 'n_steps', '[1, inf)', whole=True)
-    return self._icdf(check_tensor(u, 'u', *self.shape, low=0, high=1), n_steps)
+    return _icdf(self, check_tensor(u, 'u', *self.shape, low=0, high=1), n_steps)
 
 # %% ../nbs/course/03_logistic.ipynb #19d5c452
 TRANSFORMS = 'choice', 'icdf'
 
-@patch
 def _choice(self:LogisticMixture, u, z):
     "The component that `u` (B, 1, H, W) picks, at `z` (B, C, H, W) scales from its centre"
     pick = (u > self.logits.exp().cumsum(1)).sum(1, keepdim=True).clamp(max=self.n_mix-1)
     values = []
     for c in range(self.channels):
-        loc, log_scale = (t.gather(1, pick) for t in (self._loc(c, values), self.log_scales[:, c]))
+        loc, log_scale = (t.gather(1, pick) for t in (_loc(self, c, values), self.log_scales[:, c]))
         values.append(self._to_support(loc + log_scale.exp()*z[:, c:c+1]))
     return torch.cat(values, 1)
 
@@ -169,8 +165,8 @@ def from_uniforms(self:LogisticMixture,
 def _from_uniforms(self:LogisticMixture, uniforms, transform):
     "`from_uniforms` without checks; NaN wherever a parameter is NaN"
     eps = torch.finfo(uniforms.dtype).eps
-    if transform == 'icdf': x = self._icdf(uniforms[:, 1:])
-    else: x = self._choice(uniforms[:, :1], torch.logit(uniforms[:, 1:].clamp(eps, 1-eps)))
+    if transform == 'icdf': x = _icdf(self, uniforms[:, 1:])
+    else: x = _choice(self, uniforms[:, :1], torch.logit(uniforms[:, 1:].clamp(eps, 1-eps)))
     return x.masked_fill(self.params.isnan().any(1, keepdim=True), math.nan)
 
 @patch
@@ -200,7 +196,7 @@ def tempered(self:LogisticMixture,
 def mean(self:LogisticMixture) -> torch.Tensor: # (B, C, H, W)
     "Expected value of every channel"
     values = []
-    for c in range(self.channels): values.append(self._loc(c, values))
+    for c in range(self.channels): values.append(_loc(self, c, values))
     return (self.logits.exp()[:, None]*torch.stack(values, 1)).sum(2)
 
 # %% ../nbs/course/03_logistic.ipynb #3bed44a5

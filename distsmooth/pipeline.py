@@ -80,7 +80,6 @@ def _check(self:SmoothedModel, denoise, name='denoise'):
         raise ValueError("denoise='single_step' holds for Gaussian noise alone (Tweedie), "
                          f'not for {self.kernel}')
 
-@patch
 def _label(self:SmoothedModel, net, label):
     "`label`, or None for a network that is not made for labels; `ValueError` if neither is"
     heard = any(part.n_classes for part in (self.smooth, self.reverse) if part is not None)
@@ -92,7 +91,7 @@ def _label(self:SmoothedModel, net, label):
 @patch
 def _dist(self:SmoothedModel, net, sigma, label=None, **conditions):
     "What `net` says, told as much as it was made for"
-    return net.dist_at(sigma, label=self._label(net, label), **conditions)
+    return net.dist_at(sigma, label=_label(self, net, label), **conditions)
 
 # %% ../nbs/course/12_pipeline.ipynb #2a4877f4
 @patch
@@ -114,7 +113,7 @@ def denoise(self:SmoothedModel,
     check_images(x_noisy, 'x_noisy', 'B', *self.smooth.event_shape)
     if how is None: return x_noisy
     if how == 'single_step':
-        label = self._label(self.smooth, label)
+        label = _label(self, self.smooth, label)
         return single_step(self.smooth, x_noisy, sigma, score, batch_size, label=label)
     if uniforms is None: uniforms = self.reverse.uniforms(len(x_noisy), generator, seed)
     back = self._dist(self.reverse, sigma, label, context=x_noisy)
@@ -133,7 +132,6 @@ def uniforms(self:SmoothedModel,
     return smooth, None if self.reverse is None else self.reverse.uniforms(n, generator)
 
 # %% ../nbs/course/12_pipeline.ipynb #fdd86416
-@patch
 def _pair(self:SmoothedModel, uniforms, n, generator):
     "`uniforms`, or new ones; a `ValueError` unless they are a pair for `n` samples"
     if uniforms is None: return self.uniforms(n, generator)
@@ -146,7 +144,6 @@ def _pair(self:SmoothedModel, uniforms, n, generator):
         n = len(check_tensor(u, 'uniforms', 'n' if n is None else n, *shape))
     return uniforms
 
-@patch
 def _drawn(self:SmoothedModel, x_noisy):
     "What the smooth model drew; a `FloatingPointError` if there is no way back from it"
     bad = int((~x_noisy.isfinite()).flatten(1).any(1).sum())
@@ -171,11 +168,11 @@ def sample(self:SmoothedModel,
     self._check(denoise)
     sigma = self.check_sigma(sigma)
     if n is uniforms is None: raise ValueError('say how many samples: n or uniforms')
-    uniforms = self._pair(uniforms, n, as_generator(generator, seed))
+    uniforms = _pair(self, uniforms, n, as_generator(generator, seed))
     x_noisy = self._dist(self.smooth, sigma, label).from_uniforms(uniforms[0], **options)
     if denoise is None: return x_noisy
     options = options if denoise == 'two_step' else {}
-    return self.denoise(self._drawn(x_noisy), denoise, uniforms[1], sigma, label, **options)
+    return self.denoise(_drawn(self, x_noisy), denoise, uniforms[1], sigma, label, **options)
 
 # %% ../nbs/course/12_pipeline.ipynb #5ab09bf6
 @patch
@@ -403,8 +400,8 @@ def complete(self:SmoothedModel,
     self._check('two_step')
     check_images(x, 'x', 'n', *self.smooth.event_shape, finite=False)
     kernel, generator = self.kernel_at(sigma), as_generator(generator, seed)
-    smooth, reverse = self._pair(uniforms, len(x), generator)
+    smooth, reverse = _pair(self, uniforms, len(x), generator)
     known = dict(known=kernel.sample(x, generator), mask=mask)
     x_noisy = self._dist(self.smooth, kernel.sigma, label).from_uniforms(smooth, **known, **options)
-    back = self._dist(self.reverse, kernel.sigma, label, context=self._drawn(x_noisy))
+    back = self._dist(self.reverse, kernel.sigma, label, context=_drawn(self, x_noisy))
     return back.from_uniforms(reverse, known=x, mask=mask, **options)

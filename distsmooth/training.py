@@ -396,7 +396,7 @@ def go(self:Trainer,
 ): # Yields a `State` after each step
     "Take the steps that are left; the caller logs and stops. `FloatingPointError` if it diverges"
     start, hidden = time.monotonic(), not (progress and self.accelerator.is_main_process)
-    how = dict(initial=self.step, total=self.total, disable=hidden, desc=self._title())
+    how = dict(initial=self.step, total=self.total, disable=hidden, desc=_title(self))
     with tqdm(self.loader(), **how) as bar:
         for batch in bar:
             loss = self.advance(batch)
@@ -404,7 +404,6 @@ def go(self:Trainer,
             lr = self.config.lr_at(self.step-1, self.total)
             yield State(self.step, loss, lr, time.monotonic()-start, self.ema.module)
 
-@patch
 def _title(self:Trainer):
     n = self.accelerator.num_processes
     return 'training' if n == 1 else f'training on {n} processes'

@@ -101,7 +101,7 @@ def row(self:CachedResolution,
         horizontal.row(e, context)
     if self.inner:
         kept.append(e)
-        v = self._coarse_row(i, v)
+        v = _coarse_row(self, i, v)
         e = concat_elu(v, 0)
     for vertical, horizontal in self.down:
         v = vertical.row(v, e, kept.pop(), context)
@@ -109,7 +109,6 @@ def row(self:CachedResolution,
         horizontal.row(e, context)
     return v
 
-@patch
 def _coarse_row(self:CachedResolution, i, v):
     "What the coarser resolutions say about row `i`: due in even rows, for two rows at once"
     self.odd, (vertical, horizontal) = i % 2, self.shrink
@@ -133,13 +132,12 @@ def pixel(self:CachedResolution,
         h = block.pixel(j, h)
     if self.inner:
         kept.append(concat_elu(h, 0))
-        h = self._coarse_pixel(j, h)
+        h = _coarse_pixel(self, j, h)
     for _, block in self.down:
         block.read(j, h)
         h = block.pixel(j, h, kept.pop())
     return h
 
-@patch
 def _coarse_pixel(self:CachedResolution, j, h):
     "What the coarser resolutions say about pixel `j`: due in even columns of even rows, for four pixels at once"
     shrink, grow = self.shrink[1], self.grow[1]

@@ -184,7 +184,6 @@ def save(self:Checkpoints,
     for old in others[:max(0, len(others) + 1 - self.keep)]: self._path(old).unlink(missing_ok=True)
 
 # %% ../../nbs/engine/checkpoint.ipynb #b9b34902
-@patch
 def _unusable(self:Checkpoints, step, why):
     "The error for a file that can't be used: which one, why, and the way out"
     older = next((s for s in reversed(self.steps) if s < step and is_whole(self._path(s))), None)
@@ -199,12 +198,12 @@ def _read(self:Checkpoints, step):
     path, foreign = self._path(step), 'was not written by `Checkpoints`'
     with open(path, 'rb') as f: sealed, start = _seal(f), f.seek(0) or f.read(4)
     ours = sealed or b'PK\3\4'.startswith(start.strip(b'\0')) # A power cut may leave zeros
-    if not is_whole(path): raise self._unusable(step, 'is damaged or cut short' if ours else foreign)
+    if not is_whole(path): raise _unusable(self, step, 'is damaged or cut short' if ours else foreign)
     try: data = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise self._unusable(step, f'{foreign}, or holds more than tensors and plain values') from e
-    if not isinstance(data, dict) or data.get('format') not in (_FORMAT, _UNSEALED): raise self._unusable(step, foreign)
-    if data['format'] == _FORMAT and not sealed: raise self._unusable(step, 'is damaged or cut short')
-    if data['step'] != step: raise self._unusable(step, f'was renamed: it holds step {data["step"]}')
+    except Exception as e: raise _unusable(self, step, f'{foreign}, or holds more than tensors and plain values') from e
+    if not isinstance(data, dict) or data.get('format') not in (_FORMAT, _UNSEALED): raise _unusable(self, step, foreign)
+    if data['format'] == _FORMAT and not sealed: raise _unusable(self, step, 'is damaged or cut short')
+    if data['step'] != step: raise _unusable(self, step, f'was renamed: it holds step {data["step"]}')
     return data
 
 # %% ../../nbs/engine/checkpoint.ipynb #9e469c32

@@ -113,10 +113,9 @@ def batch(self:Subject,
     "Some test images, always the same"
     index = k*CHUNK + torch.arange(n)
     x = images(self.test, index)
-    if self._dequantized(net): x = dequantize(x, make_generator(self.seed, 'dequantize', k))
+    if _dequantized(self, net): x = dequantize(x, make_generator(self.seed, 'dequantize', k))
     return x.to(self.device), labels(self.test, index).to(self.device) if net.n_classes else None
 
-@patch
 def _dequantized(self:Subject, net): return net.head == 'continuous' and net is not self.parts.get('smooth')
 
 @patch
@@ -182,13 +181,12 @@ def likelihood_cells(self:Subject,
 ) -> list: # Of `Cell`
     "All likelihoods that there are"
     n, both = min(n, len(self.test)), {'smooth', 'reverse'} <= set(self.parts)
-    cells = [self._likelihood('raw', None, 'exact', n)] if 'raw' in self.parts else []
+    cells = [_likelihood(self, 'raw', None, 'exact', n)] if 'raw' in self.parts else []
     for sigma in self.levels(sigmas):
-        cells += [self._likelihood(p, sigma, 'exact', n) for p in ('smooth', 'reverse') if p in self.parts]
-        if both: cells += [self._likelihood('two_step', sigma, k, n) for k in ['elbo', *[f'iwae-{iwae}']*(iwae > 1)]]
+        cells += [_likelihood(self, p, sigma, 'exact', n) for p in ('smooth', 'reverse') if p in self.parts]
+        if both: cells += [_likelihood(self, 'two_step', sigma, k, n) for k in ['elbo', *[f'iwae-{iwae}']*(iwae > 1)]]
     return cells
 
-@patch
 def _likelihood(self:Subject, part, sigma, kind, n):
     "The cell of one likelihood"
     net = self.parts['reverse' if part == 'two_step' else part]
@@ -213,7 +211,7 @@ def _said(self:Subject, part, sigma, kind, net):
     "What a likelihood is of"
     of = {'smooth': 'smoothed images', 'reverse': 'images given smoothed ones: no likelihood of the data'}
     kind, unit = 'conditional NLL' if part == 'reverse' else kind, UNITS['smoothed' if part == 'smooth' else '8-bit']
-    of = 'dequantized '*self._dequantized(net) + of.get(part, 'images')
+    of = 'dequantized '*_dequantized(self, net) + of.get(part, 'images')
     return dict(part=part, sigma=sigma, kind=kind, unit=unit, of=of)
 
 # %% ../../nbs/engine/evaluate.ipynb #910b8d14
@@ -226,9 +224,8 @@ def denoising_cells(self:Subject,
 ) -> list: # Of `Cell`
     "The squared error of the single step, by both scores"
     if 'smooth' not in self.parts or not isinstance(self.kernel, GaussianKernel): return []
-    return [self._denoising(sigma, min(n, len(self.test))) for sigma in self.levels(sigmas)]
+    return [_denoising(self, sigma, min(n, len(self.test))) for sigma in self.levels(sigmas)]
 
-@patch
 def _denoising(self:Subject, sigma, n):
     net = self.parts['smooth']
     def errors(x, label, k):
@@ -281,10 +278,9 @@ def features(self:Subject,
     n:int, # Samples that they are to be compared with
 ) -> tuple: # `Features` of the test images, and of up to four sets of `n` training images
     "Real images, as the extractor sees them; worked out once"
-    test = self._real(self.test, 'test images', self.reference)
-    return test, self._real(self.train, 'training images', self.floors*n)
+    test = _real(self, self.test, 'test images', self.reference)
+    return test, _real(self, self.train, 'training images', self.floors*n)
 
-@patch
 def _real(self:Subject, data, name, n):
     "The first `n` images of `data`, or all there are"
     some = torch.utils.data.Subset(data, range(min(n, len(data))))
@@ -335,9 +331,8 @@ def sample_cells(self:Subject,
         raise ValueError(f'n must lie in [6, {most}]: metrics take six samples, and as many real images, got {n}')
     ways = known if ways is None else [check_one_of(w, 'ways', known) for w in ways]
     levels = lambda way: [None] if way == 'raw' else self.levels(sigmas)
-    return [self._sample_cell(way, sigma, n, list(seeds), options) for way in ways for sigma in levels(way)]
+    return [_sample_cell(self, way, sigma, n, list(seeds), options) for way in ways for sigma in levels(way)]
 
-@patch
 def _sample_cell(self:Subject, way, sigma, n, seeds, options):
     "The cell that draws and measures one way"
     def drawn(out): return [self.draw(out, way, sigma, seed, n) for seed in seeds]

@@ -272,7 +272,7 @@ class Experiment:
         network = recipe.network.make(x.shape[1], x.shape[2:], recipe.objective)
         self.run = Trainer(network, self.data, recipe.objective.make, recipe.train)
         self.main = self.run.accelerator.is_main_process
-        if resume: self._resume()
+        if resume: _resume(self)
         elif self.checkpoints.steps:
             raise FileExistsError(f'out holds a run at step {self.checkpoints.steps[-1]} already, {str(out)!r}: '
                                   'resume it, or name another folder')
@@ -280,7 +280,6 @@ class Experiment:
             raise FileExistsError(f'out holds a model that no run made, {str(out)!r}: name another folder')
 
 # %% ../../nbs/engine/experiment.ipynb #4ffa4037
-@patch
 def _resume(self:Experiment):
     _, state = self.checkpoints.load(free=('train.steps', 'train.epochs'))
     self.losses, was = state.pop('losses'), state.pop('images', self.images)  # not told by version 0.1
@@ -288,9 +287,8 @@ def _resume(self:Experiment):
         raise ValueError(f'data must be the images that the run in {self.out} began with, {was}, got {self.images}: '
                          'put them back, or begin a new run in another folder')
     self.run.restore(state)
-    self._say_length()
+    _say_length(self)
 
-@patch
 def _say_length(self:Experiment):
     "What becomes of a run that is made longer or shorter; a `ValueError` for less than it has done"
     step, total, file, config = self.run.step, self.run.total, self.out/'recipe.yaml', self.recipe.train
@@ -308,7 +306,6 @@ def _save(self:Experiment):
     save_parts(self.out, self.recipe.objective.noise, **{self.recipe.objective.part: self.run.ema.module})
     self.checkpoints.save(self.run.step, dict(self.run.state(), losses=self.losses, images=self.images))
 
-@patch
 def _due(self:Experiment, every):
     "Is something due that happens every so many steps, and at the end?"
     return self.run.step == self.run.total or bool(every) and self.run.step % every == 0
@@ -326,15 +323,15 @@ def go(self:Experiment,
     with _interruptible() as asked:
         for state in _steps(run, progress):
             self.losses.append(state.loss)
-            tested = self._due(log.test_every)
+            tested = _due(self, log.test_every)
             if tested: nats = evaluate(run, self.test, log.test_images)
-            if tested or self._due(log.every):
+            if tested or _due(self, log.every):
                 speed = (state.step - first)*run.n/max(state.seconds, 1e-9)
-                if self.main: self._write_line(lines, board, state, nats if tested else None, speed)
+                if self.main: _write_line(self, lines, board, state, nats if tested else None, speed)
                 self.losses = []
-            if self._due(log.sample_every) and log.samples and self.main: self._draw(log.samples)
+            if _due(self, log.sample_every) and log.samples and self.main: self._draw(log.samples)
             stop = any(gather_object([bool(asked)])) and run.step < run.total
-            if (stop or self._due(log.save_every)) and self.main: self._save()
+            if (stop or _due(self, log.save_every)) and self.main: self._save()
             if stop: raise KeyboardInterrupt(f'step {run.step} of {run.total} is saved in {self.out}')
     return nats
 
@@ -346,7 +343,6 @@ def _tensorboard(folder, step):
     return SummaryWriter(folder, purge_step=step + 1)
 
 # %% ../../nbs/engine/experiment.ipynb #ab9e48f9
-@patch
 def _write_line(self:Experiment, lines, board, state, nats, speed):
     step = state.step
     row = dict(step=step, epoch=round(step*self.run.n/len(self.data), 4), lr=state.lr,

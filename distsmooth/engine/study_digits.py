@@ -190,11 +190,10 @@ def complete(self:Subject, out, way, rows, sigma, n, seed):
         first, (x, y) = k*self.batch_size, (None, None)
         x = images(self.test, first + torch.arange(sizes[k])).to(self.device)
         y = load_samples([given[k]], sizes[k])[0].to(self.device) if given else None
-        return dict(x=self._completed(way, rows, sigma, seed, first, x, y).cpu())
+        return dict(x=_completed(self, way, rows, sigma, seed, first, x, y).cpu())
     settings = self.settings | dict(sigma=sigma, seed=seed)
     return run_shards(out/name_of(way, rows, f'seed{seed}'), sizes, work, settings, self.progress)
 
-@patch
 def _completed(self:Subject, way, rows, sigma, seed, first, x, x_noisy):
     "One batch"
     mask = (torch.arange(x.shape[2]) < rows)[:, None].expand(x.shape[2:]).to(x.device)
