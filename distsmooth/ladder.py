@@ -201,6 +201,9 @@ class RungMarginal(nn.Module):
     def log_prob(self, x):
         "(B,) nats of images `x` at the lower end, differentiable in `x`"
         return self.rung.log_prob(x) - self.kernel.log_prob(self.x_high, x)
+    def rows(self, n, rows):
+        "The same, of some of the `n` images"
+        return RungMarginal(self.rung.rows(n, rows), self.x_high[rows], self.kernel)
 
 def _step_down(self:Ladder, path, score):
     "From images at the last sigma to clean ones, by the score"

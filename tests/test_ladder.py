@@ -90,6 +90,12 @@ def test_the_last_single_step_takes_out_what_the_rung_above_said(perfect):
     marginal = RungMarginal(perfect.rung(2, path[2]), path[2], perfect.kernels[2])
     with pytest.raises(TypeError, match="dist must be an autoregressive model for score='local'"): single_step(marginal, path[3], .1, 'local')
 
+def test_the_last_single_step_goes_through_its_images_in_batches(perfect, monkeypatch):
+    u = perfect.uniforms(7, seeded())
+    whole = perfect.sample(uniforms=u, denoise='single_step')
+    monkeypatch.setattr('distsmooth.autoregressive.BATCH', 4)  # numbers: two points at once
+    assert_close(perfect.sample(uniforms=u, denoise='single_step'), whole)
+
 def test_the_single_step_switches_dropout_off_and_back(perfect):
     net = pixelcnn(context_channels=3).train()
     ladder = Ladder(pixelcnn(1), net, [.4, .1])
