@@ -425,7 +425,7 @@ OUTSIDE = {
     'commands and their machinery, whose errors are usage errors: test_cli.py': ['cli', 'terminal'],
     'called for every pixel or every step by what has looked at its arguments': [
         'cached', 'incremental', 'fused', 'autoregressive.PixelSampler', 'autoregressive.Recompute', 'autoregressive.pixel_by_pixel', 'autoregressive.naive',
-        *[f'autoregressive.Autoregressive.{name}' for name in ('encode', 'params', 'decoder')], 'autoregressive.ModelDistribution.rows',
+        *[f'autoregressive.Autoregressive.{name}' for name in ('encode', 'params', 'decoder')], 'autoregressive.ModelDistribution.rows', 'ladder.RungMarginal.rows',
         'conditional.StackedPixelCNNpp.decoder', *[f'pixelcnn.PixelCNNpp.{name}' for name in ('encode', 'decoder', 'params')], 'pixelcnn.with_ones',
         'pixelcnn.Streams', 'pixelcnn.Pair', *[f'masked.WeightNorm{name}' for name in ('', 'Conv2d', 'ConvTranspose2d')], 'training.Trainer.', 'training.seeded', 'training.compile_blocks', 'training.make_accelerator',
         'features.AsTheyAre', 'features.torchmetric', 'pipeline.write_all', 'pipeline.read_all', 'checkpoint.write_together', 'checkpoint.read_together', 'shards.take_folder'],

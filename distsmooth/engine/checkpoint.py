@@ -201,7 +201,8 @@ def _read(self:Checkpoints, step):
     if not is_whole(path): raise _unusable(self, step, 'is damaged or cut short' if ours else foreign)
     try: data = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise _unusable(self, step, f'{foreign}, or holds more than tensors and plain values') from e
-    if not isinstance(data, dict) or data.get('format') not in (_FORMAT, _UNSEALED): raise _unusable(self, step, foreign)
+    known = isinstance(data, dict) and data.get('format') in (_FORMAT, _UNSEALED)
+    if not known: raise _unusable(self, step, foreign)
     if data['format'] == _FORMAT and not sealed: raise _unusable(self, step, 'is damaged or cut short')
     if data['step'] != step: raise _unusable(self, step, f'was renamed: it holds step {data["step"]}')
     return data

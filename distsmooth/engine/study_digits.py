@@ -121,7 +121,7 @@ def sigmas(model='digits', data='digits', n=512, images=500, iwae=16, seeds=(0, 
            levels=(.05, .1, .2, .3, .5, .7, 1.)):
     """Every noise level: likelihoods, squared errors, and samples of every way back.
 
-    Of the levels, those that the networks know. Networks of one level each, at equal compute, are the study `one_level`."""
+    Of the levels, those that the networks know. Networks of one level alone are the study `one_level`."""
     e = Subject(model, data)
     low, high = e.sigma_range
     known = [s for s in levels if low <= s <= high]
