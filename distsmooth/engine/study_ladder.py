@@ -225,7 +225,7 @@ def _sample_figures(x, test):
 
 # %% ../../nbs/engine/study_ladder.ipynb #lad1dig3
 DIGIT_COLUMNS = {'bits': 'bits/dim, a bound', 'FD': 'FD-digits', 'KID': 'KID-digits', 'confidence': 'confidence',
-                 'broken': 'not finite', 'training': 'training, s', 'sampling': 'sampling, s'}
+                 'broken': 'not finite'}
 
 def _digit_tables(result):
     rows = []
@@ -234,7 +234,7 @@ def _digit_tables(result):
         rows.append([rungs, sigmas, *said, stated(*over_seeds(cells, 'single_step', 'FD'), digits=3)])
     head = ['rungs', 'sigmas', *DIGIT_COLUMNS.values(), 'FD-digits, last rung a single step']
     floor = result['cells'][0]['figures']['ladder']
-    rows.append(['real digits', '', None] + [f'{floor[f"{m} floor"]:.3g}' for m in DIGIT_METRICS] + [None]*4)
+    rows.append(['real digits', '', None] + [f'{floor[f"{m} floor"]:.3g}' for m in DIGIT_METRICS] + [None]*2)
     return {'digits': as_table(head, rows)}
 
 @study('forty minutes on one core', _digit_tables, steps=10, batch_size=4, n=70, images=4, k=1, seeds=(0,),
