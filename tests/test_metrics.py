@@ -238,7 +238,9 @@ def test_every_source_gives_the_same(real, tmp_path):
 def test_shards_are_the_tensor(real, tmp_path):
     a = evaluate_samples(real[:100], real[500:900])
     b = evaluate_samples(write_shards(tmp_path/'s', real[:110], 32), real[500:900], n=100)
-    assert a.measured == b.measured and b.protocol['samples'] == [dict(name=str(tmp_path/'s'), clamped=0, settings=dict(what='samples', seed=3))]
+    assert a.measured.keys() == b.measured.keys()
+    for name, m in a.measured.items(): assert b[name].value == pytest.approx(m.value, rel=1e-5, abs=1e-6)  # other batches, other last bits
+    assert b.protocol['samples'] == [dict(name=str(tmp_path/'s'), clamped=0, settings=dict(what='samples', seed=3))]
 
 def test_a_lost_shard_is_missed(real, tmp_path):
     (write_shards(tmp_path/'s', real[:30], 10)/'shard-00001.npz').unlink()

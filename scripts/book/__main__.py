@@ -26,6 +26,7 @@ def settle():
         if not any(pages.is_widget(o) for c in nb.cells for o in c.get('outputs', [])): continue
         for c in nb.cells:
             if c.cell_type == 'code': c.outputs = pages.settled(c.outputs)
+        nb.metadata.pop('widgets', None)
         path.write_text(nbformat.writes(nb) + '\n', encoding='utf8')
         print(path.relative_to(ROOT))
 
