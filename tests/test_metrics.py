@@ -239,7 +239,9 @@ def test_shards_are_the_tensor(real, tmp_path):
     a = evaluate_samples(real[:100], real[500:900])
     b = evaluate_samples(write_shards(tmp_path/'s', real[:110], 32), real[500:900], n=100)
     assert a.measured.keys() == b.measured.keys()
-    for name, m in a.measured.items(): assert b[name].value == pytest.approx(m.value, rel=1e-5, abs=1e-6)  # other batches, other last bits
+    for name, m in a.measured.items():  # other batches, other last bits
+        assert [b[name].value, b[name].error] == pytest.approx([m.value, m.error], rel=1e-5, abs=1e-6)
+        assert (b[name].floor, b[name].floor_error) == (m.floor, m.floor_error)
     assert b.protocol['samples'] == [dict(name=str(tmp_path/'s'), clamped=0, settings=dict(what='samples', seed=3))]
 
 def test_a_lost_shard_is_missed(real, tmp_path):
