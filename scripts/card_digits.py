@@ -17,23 +17,13 @@ from distsmooth.smoothing import GaussianKernel
 BOX, LEVELS, DRAWN, N, TIGHT, DRAWS, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 120, 16, 256
 METRICS = 'FD', 'KID', 'MIND', 'confidence', 'precision', 'recall'
 
-REPAIRED = """Made by three runs of `distsmooth train` (recipes `digits-smooth`, `digits-reverse`, `digits-raw` with `--data.name mnist`: 3,750 steps of 16 images each, one pass over MNIST's 60,000 training images, seed 0,
-float32, one thread), put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log. `make box` trains longer.
-
-These weights come from the loop of `distsmooth.training` with the settings of the recipes, before its element-wise functions were fused. Its average then had a constant decay, 0.999, and began at the
-weights after the first step: 0.999^3749 = 2.35 % of it were weights that had taken a single step. `scripts/repair_average.py` made that step again from its seed and took its share out; what is left is the
-same average of the other steps, up to rounding. On the first 500 test digits, in nats/dim as the logs have it: smooth 0.3656 before, 0.3649 after; reverse 0.7917, 0.6665; raw 0.7586, 0.7481. The logs' train column is the run's
-own; their test column holds the end alone, and is of the repaired weights. The same recipes take the same steps today with other rounding, and average as `distsmooth.training` does now: expect figures
-like these, not the same weights."""
-
 def made():
     "How the networks came about: from the recipes that `pack` put beside them"
-    files = [BOX/part/'recipe.yaml' for part in ('smooth', 'reverse', 'raw')]
-    if not any(f.is_file() for f in files): return REPAIRED
-    recipes = [yaml.safe_load(f.read_text(encoding='utf8'))['train'] for f in files]
-    steps, batches, seeds = (' / '.join(f'{v:,}' for v in dict.fromkeys(r[k] for r in recipes)) for k in ('steps', 'batch_size', 'seed'))
-    return f"""Made by `make box`: three runs of `distsmooth train` (recipes `box-smooth`, `box-reverse`, `box-raw`: {steps} steps of {batches} of MNIST's 60,000 training images each, seed {seeds}, float32, one thread),
-put together by `distsmooth pack`. The weights are the averaged ones (EMA). Each part's `log.csv` is its log."""
+    recipes = [yaml.safe_load((BOX/part/'recipe.yaml').read_text(encoding='utf8'))['train'] for part in ('smooth', 'reverse', 'raw')]
+    def said(key): return ' / '.join(f'{v:,}' for v in dict.fromkeys(r[key] for r in recipes))
+    exact = 'the products of matrices in bfloat16' if all(r['bf16'] for r in recipes) else 'float32'
+    return f"""Made by three runs of `distsmooth train` (recipes `box-smooth`, `box-reverse`, `box-raw`: {said('steps')} steps of {said('batch_size')} of MNIST's 60,000 training images each, seed {said('seed')}, one thread, {exact}),
+put together by `distsmooth pack`; `make box` does it all again. The weights are the averaged ones (EMA). Each part's `log.csv` is its log, and `recipe.yaml` says how it was trained."""
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 def table(head, rows): return '\n'.join(['| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *('| ' + ' | '.join(r) + ' |' for r in rows)])

@@ -26,7 +26,7 @@ from ..training import Trainer, TrainConfig, raw_objective
 
 # %% ../../nbs/engine/bench_training.ipynb #fbba8732
 TRAINED = {
-    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=5, dropout=0.), 60000),  # as in the box
+    'digits': (partial(PixelCNNpp, n_filters=32, n_resnet=2, n_mix=10, dropout=0.), 60000),  # as in the box
     'mnist': (PixelCNNpp, 60000),                                                             # as published
     'cifar10': (partial(PixelCNNpp, channels=3, size=32, n_filters=160), 50000),              # as published
 }

@@ -60,6 +60,12 @@ def raw_width(
     return min(range(width, 2*width), key=lambda w: abs(n_weights(wide(MADE, w)) - both))
 
 # %% ../../nbs/engine/study_ladder.ipynb #d2c778ef
+def _ladder(fit, sigmas, steps):
+    "A ladder whose networks are made by `fit(part, objective, steps)`"
+    if not sigmas: return Ladder(fit('raw', raw_objective, 2*steps), None, ())
+    smooth = fit('smooth', smooth_objective(GaussianKernel(sigmas[0])), steps)
+    return Ladder(smooth, fit('reverse', rung_objective(rungs_of(sigmas)), steps), sigmas)
+
 def fit_ladder(
     x:torch.Tensor, # (N, 1, 1, D) points
     sigmas:list, # Falling; none for a raw network of twice the steps
@@ -69,10 +75,11 @@ def fit_ladder(
     width:int=64, # Of both hidden layers
 ) -> Ladder: # In eval mode
     "A ladder, fitted to points"
-    made = lambda net, w: lambda: net(n_hidden=(w, w), n_mix=n_mix)
-    if not sigmas: return Ladder(fit(made(MADE, raw_width(width, n_mix)), x, raw_objective, 2*steps, seed), None, ())
-    smooth = fit(made(MADE, width), x, smooth_objective(GaussianKernel(sigmas[0])), steps, seed)
-    return Ladder(smooth, fit(made(RungMADE, width), x, rung_objective(rungs_of(sigmas)), steps, seed), sigmas)
+    def fit_part(part, objective, steps):
+        w = raw_width(width, n_mix) if part == 'raw' else width
+        make = partial(RungMADE if part == 'reverse' else MADE, n_hidden=(w, w), n_mix=n_mix)
+        return fit(make, x, objective, steps, seed)
+    return _ladder(fit_part, sigmas, steps)
 
 @torch.no_grad()
 def measure_ladder(
@@ -182,11 +189,10 @@ def fit_image_ladder(
     batch_size:int=16, # Images a step
 ) -> Ladder: # In eval mode
     "A ladder, fitted to images"
-    fit = partial(fit_image, x, seed=seed, batch_size=batch_size)
-    if not sigmas: return Ladder(fit(raw_objective, 2*steps), None, ())
-    smooth = fit(smooth_objective(GaussianKernel(sigmas[0])), steps)
-    told = rung_objective(rungs_of(sigmas))
-    return Ladder(smooth, fit(told, steps, context_channels=x.shape[1] + 2), sigmas)
+    def fit_part(part, objective, steps):
+        told = x.shape[1] + 2 if part == 'reverse' else 0
+        return fit_image(x, objective, steps, seed, told, batch_size)
+    return _ladder(fit_part, sigmas, steps)
 
 # %% ../../nbs/engine/study_ladder.ipynb #lad1dig2
 DIGIT_METRICS = 'FD', 'KID', 'confidence'
@@ -234,7 +240,7 @@ def _digit_tables(result):
     rows.append(['real digits', '', None] + [f'{floor[f"{m} floor"]:.3g}' for m in DIGIT_METRICS] + [None]*2)
     return {'digits': as_table(head, rows)}
 
-@study('forty minutes on one core', _digit_tables, steps=10, batch_size=4, n=70, images=4, k=1, seeds=(0,),
+@study('forty minutes on one core', _digit_tables, steps=20, batch_size=4, n=70, images=4, k=1, seeds=(0,),
        ladders=((), (.5,)))
 def ladder_digits(ladders=((), (.5,), (.5, .1)), steps=700, batch_size=16, n=500, images=100, k=8,
                   seeds=(0, 1)):
