@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 def quick(name, results, model, **how):
     known = studies()[name].settings
-    return run_study(name, results, quick=True, report=how.pop('report', lambda text: None), **dict(model=model) if 'data' in known else {},
+    return run_study(name, results, quick=True, report=how.pop('report', lambda text: None), **dict(model=model) if {'model', 'data'} <= set(known) else {},
                      **dict(one=model) if 'one' in known else {}, **how)
 
 @pytest.fixture(scope='module')
@@ -46,7 +46,7 @@ def done(model, tmp_path_factory):
     return run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'compute', 'ladder', 'ladder_digits', 'one_level', 'flow', 'series', 'cifar10']
+ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'recipe', 'compute', 'ladder', 'ladder_digits', 'one_level', 'flow', 'series', 'cifar10']
 def test_the_studies(): assert set(studies()) == set(ALL)
 
 @pytest.mark.parametrize('name', ALL)
