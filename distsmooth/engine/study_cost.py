@@ -159,10 +159,11 @@ def _recipes(result):
     for c in result['cells']:
         f = c['figures']
         apart = torch.tensor([a - b for a, b in zip(f['each'], first)]).double()
-        above = (apart.mean().item(), (apart.std()/len(apart)**.5).item())
+        more = apart.mean().item(), (apart.std()/len(apart)**.5).item()
         rows.append([c['about']['candidate'], f'{f["cost"]:.2f}', f['steps'], f['images'], f['parameters'],
-                     stated(f['bits'], f['stderr']), stated(*above) if any(above) else None])
-    head = ['recipe', 'cost of an image', 'steps', 'images', 'parameters', 'bits/dim of test digits', f'above {rows[0][0]}']
+                     stated(f['bits'], f['stderr']), stated(*more) if any(more) else None])
+    above = f'above {rows[0][0]}'
+    head = ['recipe', 'cost of an image', 'steps', 'images', 'parameters', 'bits/dim of test digits', above]
     return {'recipes': as_table(head, rows)}
 
 @study('an hour on one core', _recipes, None, images=8, test_images=4, data='digits', turns=1,
