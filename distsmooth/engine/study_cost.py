@@ -9,7 +9,7 @@ __all__ = ['NETWORKS', 'REPORT_HOURS', 'CANDIDATES', 'time', 'variants', 'recipe
 # %% ../../nbs/engine/study_cost.ipynb #f7177b0b
 import csv
 import math
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,16 +25,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..conditional import StackedPixelCNNpp
 from .bench import seconds
 from .bench_training import bench_training
-from ..data import load_dataset
 from .cells import Cell, as_table, stated
-from .experiment import RECIPES, Network, Objective
+from .experiment import RECIPES, Data, Network, Objective
+from .evaluate import mean_of
 from .study import study
-from ..likelihood import bits_per_dim
+from .study_toys import grouped
 from ..pipeline import PRETRAINED, load_parts
 from ..pixelcnn import PixelCNNpp
 from ..plots import subplots
 from ..smoothing import GaussianKernel
-from ..training import Trainer, TrainConfig, make_generator, reverse_objective, smooth_objective
+from ..training import (TrainConfig, Trainer, images, make_generator, reverse_objective,
+                                 smooth_objective)
 
 # %% ../../nbs/engine/study_cost.ipynb #149b8566
 NETWORKS = {'mnist': (dict(), 60000), 'cifar10': (dict(channels=3, size=32, n_filters=160), 50000),
@@ -116,20 +117,32 @@ def variants(cases=('mnist:64',), variants=('plain', 'fused', 'compile', 'bf16')
             for case in cases], {}, {}
 
 # %% ../../nbs/engine/study_cost.ipynb #rec1pes1
-CANDIDATES = {'as in the box': {}, 'lr 0.002': dict(lr=.002), 'lr 0.008': dict(lr=.008),
-              'batch 8': dict(batch_size=8), 'batch 32': dict(batch_size=32), '1 block': dict(n_resnet=1),
-              '3 blocks': dict(n_resnet=3), 'width 24': dict(n_filters=24), 'width 48': dict(n_filters=48),
-              '5 mixtures': dict(n_mix=5), '20 mixtures': dict(n_mix=20), 'average 0.99': dict(ema=.99),
-              'betas 0.9, 0.999': dict(betas=(.9, .999))}
+CANDIDATES = {'as it is': {}, 'half the rate': dict(lr=.5), 'twice the rate': dict(lr=2),
+              'half the batch': dict(batch_size=.5), 'twice the batch': dict(batch_size=2),
+              'half the blocks': dict(n_resnet=.5), 'twice the blocks': dict(n_resnet=2),
+              '3/4 of the width': dict(n_filters=.75), '3/2 of the width': dict(n_filters=1.5),
+              'half the mixtures': dict(n_mix=.5), 'twice the mixtures': dict(n_mix=2)}
 
-def _trainer(recipe, change, data, bf16, steps=10**6):
-    "A training run by a recipe, with some values of its network and its training changed"
-    wanted = recipe['network'] | recipe['train'] | dict(bf16=bf16, steps=steps) | change
-    network, train = (cls(**{f.name: wanted[f.name] for f in fields(cls) if f.name in wanted})
-                      for cls in (Network, TrainConfig))
-    objective, x = Objective(**recipe['objective']), data[:1][0]
-    torch.manual_seed(train.seed)
-    return Trainer(network.make(x.shape[1], x.shape[2:], objective), data, objective.make, train)
+def _scaled(settings, change):
+    "Settings, some of whose numbers are multiplied"
+    own = {k: getattr(settings, k) for k in change if hasattr(settings, k)}
+    return replace(settings, **{k: type(v)(v*change[k]) for k, v in own.items()})
+
+def _read_recipe(recipe): return yaml.safe_load((RECIPES/f'{recipe}.yaml').read_text())
+
+def _has(recipe, name):
+    "Is there such a candidate? One block has no half"
+    try: return bool(_scaled(Network(**_read_recipe(recipe)['network']), CANDIDATES[name]))
+    except ValueError: return False
+
+def _trainer(recipe, change, data, bf16, n=10**9):
+    "A training with `n` images"
+    objective, network = Objective(**recipe['objective']), _scaled(Network(**recipe['network']), change)
+    config = _scaled(TrainConfig(**recipe['train']), change)
+    config = replace(config, bf16=bf16, steps=max(1, round(n/config.batch_size)))
+    x = images(data, torch.arange(1))
+    torch.manual_seed(config.seed)
+    return Trainer(network.make(x.shape[1], x.shape[2:], objective), data, objective.make, config)
 
 def _cost(make, change, turns):
     "What an image costs, against the recipe as it is: CPU seconds, the quickest of some steps in turns"
@@ -142,37 +155,42 @@ def _cost(make, change, turns):
     first, own = map(min, zip(*seconds))
     return own/first
 
-def _candidate(name, recipe, data, images, test_images, bf16, turns, folder):
-    r, test = yaml.safe_load((RECIPES/f'{recipe}.yaml').read_text()), load_dataset(data, 'test')
-    change, make = CANDIDATES[name], partial(_trainer, r, data=load_dataset(data), bf16=bf16)
+@torch.no_grad()
+def _bits_each(run, data, n):
+    "(n,) bits/dim of test images"
+    parts = [run.examples(data, index, None) for index in torch.arange(n).split(50)]
+    nats = torch.cat([-run.ema.module.log_prob(target, **conditions) for target, conditions in parts])
+    return nats.double()/run.model.dims/math.log(2)
+
+def _candidate(recipe, name, images, test_images, bf16, turns, folder):
+    r, change = _read_recipe(recipe), CANDIDATES[name]
+    load = Data(**r['data']).load
+    make = partial(_trainer, r, data=load('train'), bf16=bf16)
     cost = _cost(make, change, turns) if change else 1.
-    batch_size = change.get('batch_size', r['train']['batch_size'])
-    run = make(change, steps=max(1, round(images/cost/batch_size)))
+    run = make(change, n=images/cost)
     *_, end = run.go()
-    bits = bits_per_dim(end.ema, test[:test_images][0], 'exact')
-    size = sum(p.numel() for p in end.ema.parameters())
-    return dict(cost=cost, steps=end.step, images=end.step*run.n, parameters=size, bits=bits.value,
-                stderr=bits.stderr, each=bits.values.double().round(decimals=4))
+    bits, size = _bits_each(run, load('test'), test_images), sum(p.numel() for p in end.ema.parameters())
+    return dict(cost=cost, steps=end.step, images=end.step*run.n, parameters=size, bits=bits.round(decimals=4))
 
 def _recipes(result):
-    rows, first = [], result['cells'][0]['figures']['each']
-    for c in result['cells']:
-        f = c['figures']
-        apart = torch.tensor([a - b for a, b in zip(f['each'], first)]).double()
-        more = apart.mean().item(), (apart.std()/len(apart)**.5).item()
-        rows.append([c['about']['candidate'], f'{f["cost"]:.2f}', f['steps'], f['images'], f['parameters'],
-                     stated(f['bits'], f['stderr']), stated(*more) if any(more) else None])
-    above = f'above {rows[0][0]}'
-    head = ['recipe', 'cost of an image', 'steps', 'images', 'parameters', 'bits/dim of test digits', above]
-    return {'recipes': as_table(head, rows)}
+    made = {}
+    for (recipe,), cells in grouped(result['cells'], 'recipe').items():
+        bits, rows = [torch.tensor(c['figures']['bits'], dtype=torch.float64) for c in cells], []
+        for c, b in zip(cells, bits):
+            f, (value, apart) = c['figures'], map(mean_of, (b, b - bits[0]))
+            rows.append([c['about']['candidate'], f'{f["cost"]:.2f}', f['steps'], f['images'], f['parameters'],
+                         stated(value['value'], value['stderr']), stated(apart['value'], apart['stderr'])])
+        head = ['network and training', 'cost of an image', 'steps', 'images', 'parameters', 'bits/dim of test images']
+        made[recipe] = as_table([*head, f'above {cells[0]["about"]["candidate"]}'], rows)
+    return made
 
-@study('an hour on one core', _recipes, None, images=8, test_images=4, data='digits', turns=1,
-       candidates=('as in the box', 'batch 8'))
-def recipe(recipe='box-raw', data='mnist', candidates=tuple(CANDIDATES), images=6000, test_images=1000, bf16=False,
-           turns=5):
-    "Which recipe learns most for the same work: raw digits, one thing changed in each"
-    return [Cell(name, partial(_candidate, name, recipe, data, images, test_images, bf16, turns),
-                 dict(candidate=name), 300.) for name in candidates], {}, {}
+@study('two hours on one core', _recipes, None, images=8, test_images=4, recipes=('digits-raw',), turns=1,
+       candidates=('as it is', 'half the batch'))
+def recipe(recipes=('box-raw', 'cifar10-16-raw'), candidates=tuple(CANDIDATES), images=6000, test_images=1000,
+           bf16=False, turns=5):
+    "Which recipe learns most for the same work: raw images, one thing changed in each"
+    return [Cell(f'{r}-{name}', partial(_candidate, r, name, images, test_images, bf16, turns),
+                 dict(recipe=r, candidate=name), 300.) for r in recipes for name in candidates if _has(r, name)], {}, {}
 
 # %% ../../nbs/engine/study_cost.ipynb #fe6147e5
 def read_run(
@@ -238,7 +256,7 @@ def curves(
     result:dict, # Of the study `compute`
     window:int=10, # Lines of a log that are averaged
 ) -> dict: # 'raw' and 'two step': lists of steps, petaFLOP in all, bits/dim
-    "Training curves in bits/dim, on batches that were new to the network"
+    "Training curves in bits/dim, on the batches of each step before the step is taken"
     f = {c['about']['part']: c['figures'] for c in result['cells']}
     def smooth(values): return [mean(values[i:i + window]) for i in range(0, len(values) - window + 1, window)]
     def at(steps): return steps[window - 1::window]
