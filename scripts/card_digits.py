@@ -17,7 +17,7 @@ from distsmooth.smoothing import GaussianKernel
 BOX, LEVELS, DRAWN, N, TIGHT, DRAWS, SAMPLES = PRETRAINED/'digits', (.1, .3, .5, .7, 1.), (.3, .5, .7), 500, 120, 16, 256
 METRICS = 'FD', 'KID', 'MIND', 'confidence', 'precision', 'recall'
 
-PLAN = """The runs were planned for 11,250 steps, and shortened to 9,375 after some 2,500 (`--resume --train.steps 9375`): up to there the learning rate fell by the longer plan, at most 5 % more than by the shorter one.
+PLAN = """The runs were planned for 11,250 steps, and shortened to 9,375 after some 2,500 (`--resume --train.steps 9375`): up to there the learning rate fell by the longer plan, some 6 % more than by the shorter one.
 The same recipes give figures like these, not the same weights."""
 
 def made():
