@@ -161,11 +161,14 @@ def test_a_picture_without_words_is_named():
     assert pages.describe(nb, {}) == ['bare']
     assert [c.metadata.mystnb.image.alt for c in nb.cells[2:]] == ['A seven', 'Title: curves; sigma = ...; across: x']
 
-def test_a_dead_widget_becomes_a_sentence():
-    new, view = pages.nbformat.v4, 'application/vnd.jupyter.widget-view+json'
-    outputs = [new.new_output('display_data', {view: {}, 'text/plain': t}) for t in ('interactive(children=(...', 'rows: 0%| | 0/4 [00:00<?, ?it/s]')] + [new.new_output('stream', text='kept')]
+def test_a_dead_widget_becomes_its_picture_and_a_sentence():
+    new = pages.nbformat.v4
+    outputs = [new.new_output('display_data', {pages.VIEW: dict(model_id='knob'), 'text/plain': t}) for t in ('interactive(children=(...', 'rows: 0%| | 0/4 [00:00<?, ?it/s]')] + [new.new_output('stream', text='kept')]
+    drawn = [new.new_output('display_data', {'image/png': 'a picture'}), new.new_output('stream', text='while it drew')]
+    states = {'knob': dict(state=dict(children=['IPY_MODEL_slider', 'IPY_MODEL_out'])), 'slider': dict(state={}), 'out': dict(state=dict(outputs=drawn))}
+    assert pages.settled(outputs, states)[0].data == {'image/png': 'a picture'}
     settled = pages.settled(outputs)
-    assert [pages.text_of(o) for o in settled] == [pages.KNOB, 'kept']
+    assert [pages.text_of(o) for o in settled] == [pages.text_of(o) for o in pages.settled(outputs, states)[1:]] == [pages.KNOB, 'kept']
     html = lambda code: pages.shown(settled, code, 'engine/bench.ipynb')[0]['data']['text/html']
     assert 'make lab' in html('live_slider(draw)')
     assert '<iframe' in html('playground()') and 'src="../play/play.html"' in html('playground()')

@@ -20,13 +20,13 @@ import pages
 from distsmooth.engine.page import write_page
 
 def settle():
-    "Notebooks keep no dead widget: a sentence says how to get the knob"
+    "Notebooks keep no dead widget: the picture that it drew last, and a sentence that says how to get the knob"
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         nb = nbformat.read(path, 4)
         if not any(pages.is_widget(o) for c in nb.cells for o in c.get('outputs', [])): continue
+        states = nb.metadata.pop('widgets', {}).get(pages.STATE, {}).get('state', {})
         for c in nb.cells:
-            if c.cell_type == 'code': c.outputs = pages.settled(c.outputs)
-        nb.metadata.pop('widgets', None)
+            if c.cell_type == 'code': c.outputs = pages.settled(c.outputs, states)
         path.write_text(nbformat.writes(nb) + '\n', encoding='utf8')
         print(path.relative_to(ROOT))
 

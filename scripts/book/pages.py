@@ -120,14 +120,28 @@ def describe(nb, helpers):
 
 # outputs
 
-def is_widget(output): return 'application/vnd.jupyter.widget-view+json' in output.get('data', {})
+VIEW, STATE = (f'application/vnd.jupyter.widget-{what}+json' for what in ('view', 'state'))
+
+def is_widget(output): return VIEW in output.get('data', {})
 def text_of(output): return ''.join(output.get('text', '') or output.get('data', {}).get('text/plain', ''))
 def is_progress(output): return bool(re.search(r'\d+%\||HBox\(|\d+/\d+ \[[\d:]+<', text_of(output)))
 
-def settled(outputs):
-    "Outputs without widgets, which are dead without a kernel: a bar of progress goes, a knob leaves a sentence"
-    kept = [o for o in outputs if not (is_progress(o) and (is_widget(o) or o.get('name') == 'stderr'))]
-    return [nbformat.v4.new_output('display_data', {'text/plain': KNOB}) if is_widget(o) else o for o in kept]
+def stills(model_id, states):
+    "What was last drawn in a widget or below it, from the saved states of all"
+    state = states.get(model_id, {}).get('state', {})
+    yield from (nbformat.from_dict(o) for o in state.get('outputs', ()) if 'image/png' in o.get('data', {}))
+    for child in state.get('children', ()): yield from stills(child.removeprefix('IPY_MODEL_'), states)
+
+def settled(outputs, states={}):
+    "Outputs without widgets, which are dead without a kernel: a bar of progress goes, a knob leaves its picture and a sentence"
+    kept = []
+    for o in outputs:
+        if is_progress(o) and (is_widget(o) or o.get('name') == 'stderr'): continue
+        if is_widget(o):
+            kept += stills(o['data'][VIEW]['model_id'], states)
+            o = nbformat.v4.new_output('display_data', {'text/plain': KNOB})
+        kept.append(o)
+    return kept
 
 PLAY = 'play/play.html'  # below the book
 FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: digits drawn at the noise level that you choose"></iframe>'
