@@ -31,7 +31,7 @@ digits: .venv/.installed        ## pack the bundled digits anew, from MNIST in D
 classifier: .venv/.installed    ## train the classifier of digits anew, on MNIST in DISTSMOOTH_DATA: seven minutes on one core
 	$(BIN)/python scripts/train_classifier.py
 
-box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: five to nine hours on one core; goes on where it stood
+box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: some hours on one core; goes on where it stood
 	for part in smooth reverse raw; do \
 	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume) || exit 1; done
 	$(BIN)/distsmooth pack --parts runs/box-smooth runs/box-reverse runs/box-raw --out distsmooth/pretrained/digits
