@@ -46,7 +46,7 @@ def done(model, tmp_path_factory):
     return run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'recipe', 'compute', 'ladder', 'ladder_digits', 'one_level', 'flow', 'series', 'cifar10']
+ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'recipe', 'recipe_colour', 'compute', 'ladder', 'ladder_digits', 'one_level', 'flow', 'series', 'cifar10']
 def test_the_studies(): assert set(studies()) == set(ALL)
 
 @pytest.mark.parametrize('name', ALL)
