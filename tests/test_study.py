@@ -13,7 +13,7 @@ from distsmooth.engine.cells import load_result
 from distsmooth.engine.study import draw, run_study, stale_tables, studies, tables
 from distsmooth.engine.study_cost import curves, curves_of_test, training_flop
 from distsmooth.engine.study_toys import ToyTruth, energy_distance
-from distsmooth.pipeline import load_parts, save_parts
+from distsmooth.pipeline import SmoothedModel, load_parts, save_parts
 from distsmooth.pixelcnn import PixelCNNpp
 from distsmooth.smoothing import GaussianKernel
 from distsmooth.training import make_generator, smooth_objective
@@ -46,7 +46,7 @@ def done(model, tmp_path_factory):
     return run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'recipe', 'recipe_colour', 'compute', 'ladder', 'ladder_digits', 'one_level', 'flow', 'series', 'cifar10']
+ALL = ['table1', 'sigmas', 'drift', 'memorisation', 'kernels', 'mixtures', 'time', 'variants', 'recipe', 'recipe_colour', 'compute', 'ladder', 'ladder_digits', 'one_level', 'bound', 'flow', 'series', 'cifar10']
 def test_the_studies(): assert set(studies()) == set(ALL)
 
 @pytest.mark.parametrize('name', ALL)
@@ -84,6 +84,23 @@ def test_a_stacked_way_back_gets_its_row(model, tmp_path):
     save_parts(tmp_path/'stacked', GaussianKernel(.5), reverse=StackedPixelCNNpp(**NET, head='discretized'))
     result = quick('table1', tmp_path, model, stacked=str(tmp_path/'stacked'))
     assert result['cells'][-1]['about']['way'] == 'stacked' and 'not trained' not in tables(result) and not any('stacked' in line for line in result['left_out'])
+
+def test_more_draws_bind_closer_and_the_last_bound_is_that_of_its_weights(model, tmp_path):
+    "Groups of twice as many draws are pairs of groups, so their bound is never worse; and each is what `bits_per_dim` would make of the same noise"
+    from distsmooth.likelihood import bits_per_dim
+    from distsmooth.training import images
+    result = quick('bound', tmp_path, model, draws=[1, 2, 4], n=3)
+    raw, f = (c['figures'] for c in result['cells'])
+    bounds = [b['value'] for b in f['bound']]
+    assert bounds[0] > bounds[1] > bounds[2] and f['draws'] == [1, 2, 4] and all(b['n'] == 3 for b in f['bound'])
+    x, parts = images(load_dataset('digits', 'test'), torch.arange(10)), load_parts(model)
+    exact = bits_per_dim(parts['raw'], x).values
+    assert raw['value'] == pytest.approx(exact.mean().item()) and raw['n'] == 10
+    above = [b['value'] - a['value'] for a, b in zip(f['above_raw'], f['bound'])]
+    assert above == pytest.approx([exact[:3].mean().item()]*3)
+    whole = SmoothedModel(kernel=parts['kernel'], smooth=parts['smooth'], reverse=parts['reverse'])
+    again = bits_per_dim(whole, x[:3], 'iwae-4', sigma=.3, generator=make_generator(0, 'bound', .3, 0))
+    assert again.value == pytest.approx(bounds[-1], abs=1e-6)
 
 # stopped and started again
 

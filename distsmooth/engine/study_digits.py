@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REPORT_TABLE1', 'ROWS', 'LEVELS', 'DRIFT_WAYS', 'QUANTILES', 'table1', 'gallery', 'cells_of', 'sigmas', 'one_level',
-           'drift', 'memorisation']
+           'bound', 'drift', 'memorisation']
 
 # %% ../../nbs/engine/study_digits.ipynb #c57fec10
+import math
 from dataclasses import replace
 from functools import partial
 import torch
@@ -18,6 +19,7 @@ from .cells import Cell, as_png, as_table, from_png, stated
 from .evaluate import WAYS, Subject, error_table, likelihood_table, mean_of, metrics_of, name_of, sample_table
 from .shards import denoise_shards, image_uniforms, load_samples, run_shards
 from .study import study
+from ..likelihood import iwae, log_weights
 from ..metrics import evaluate_samples, extract_features, mind, nearest
 from ..plots import subplots
 from ..training import images, labels, make_generator
@@ -177,6 +179,55 @@ def one_level(model='digits', one='runs/one', data='digits', sigma=.3, n=1000, i
         cells += [_apart(c, levels) for c in mine]
         settings[levels] = e.settings
     return cells, settings, {}
+
+# %% ../../nbs/engine/study_digits.ipynb #b0und001
+def _raw_cell(e:Subject, n):
+    "The exact likelihood of `raw`"
+    def work(folder): return mean_of(e.values(folder, n, e.parts['raw'], e.bits('raw', None, 'exact')))
+    return Cell(name_of('raw', n), work, dict(part='raw'), .01*n)
+
+def _bound_cell(e:Subject, sigma, n, draws):
+    "Bounds of the two-step model from 1, ... draws, and how far they are above `raw`"
+    def weights(x, label, k):
+        generator = make_generator(e.seed, 'bound', sigma, k)
+        how = dict(sigma=sigma, label=label, batch_size=e.batch_size)
+        return log_weights(e.whole, x, max(draws), generator=generator, **how)
+    def work(folder):
+        nats = e.values(folder, n, e.parts['reverse'], weights)
+        raw = e.values(folder.with_name(f'raw-first-{n}'), n, e.parts['raw'], e.bits('raw', None, 'exact'))
+        bits = [-iwae(nats, k)/(e.net.dims*math.log(2)) for k in draws]
+        return dict(draws=list(draws), bound=[mean_of(b) for b in bits], above_raw=[mean_of(b - raw) for b in bits])
+    return Cell(name_of('bound', sigma, n), work, dict(sigma=sigma), .01*n*max(draws))
+
+def _bounds(result):
+    pair = lambda f: stated(f['value'], f['stderr'])
+    raw, *bounds = [c['figures'] for c in result['cells']]
+    levels = [f'{c["about"]["sigma"]:g}' for c in result['cells'][1:]]
+    rows = [[k, *(pair(f['above_raw'][i]) for f in bounds)] for i, k in enumerate(bounds[0]['draws'])]
+    kinds = [(f'two step, iwae-{f["draws"][-1]}, sigma {s}', f['bound'][-1]) for s, f in zip(levels, bounds)]
+    exact = [[name, f['n'], pair(f)] for name, f in [('raw, exact', raw), *kinds]]
+    return dict(raw=as_table(['bits/dim (8-bit) of test images', 'n', 'value'], exact),
+                draws=as_table(['draws; bits/dim above raw at sigma', *levels], rows))
+
+def _bound_curves(result):
+    fig, ax = subplots(figsize=(4.5, 2.8))
+    for c in result['cells'][1:]:
+        above = c['figures']['above_raw']
+        ax.errorbar(c['figures']['draws'], *([f[k] for f in above] for k in ('value', 'stderr')), marker='.', lw=1,
+                    capsize=2, label=f'sigma {c["about"]["sigma"]:g}')
+    ax.axhline(0, color='k', lw=1, label='raw, exact')
+    ax.set(xscale='log', xlabel='draws', ylabel='bits/dim above raw', title='bounds of the two-step model')
+    ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+@study('a quarter of an hour on one core, with MNIST', _bounds, _bound_curves, data='digits', n=5, most=10,
+       draws=(1, 2), sigmas=(.3,))
+def bound(model='digits', data='mnist', n=500, most=10000, draws=(1, 2, 4, 8, 16, 32, 64), sigmas=(.2, .3, .5)):
+    "Raw, exact, of `most` test images, and the two-step bound of the first `n` against the number of draws"
+    e = Subject(model, data)
+    cells = [_raw_cell(e, min(most, len(e.test))), *(_bound_cell(e, s, min(n, len(e.test)), draws) for s in sigmas)]
+    return cells, e.settings, dict(model=e.describe())
 
 # %% ../../nbs/engine/study_digits.ipynb #32c6c8a6
 DRIFT_WAYS = {'raw': 'raw', 'single_step': 'single step', 'two_step': 'two step'}

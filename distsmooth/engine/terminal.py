@@ -100,6 +100,11 @@ def _first(options, word):
     if first.default is REQUIRED: return first.name
     raise UsageError(f'an option must come first, such as --{first.name}, got {word!r}')
 
+def _once(name, typed):
+    "The same name, which must not have been typed before"
+    if name not in typed: return name
+    raise UsageError(f'--{name} is there twice, the first time as {" ".join(typed[name])!r}')
+
 def read_words(
     args:list, # What was typed after the command's name
     options:dict, # Name to `Option`
@@ -109,7 +114,8 @@ def read_words(
     for word in args:
         if word.startswith('--'):
             name, given, value = word[2:].partition('=')
-            typed[name := _known(name, options)] = [value] if given else []
+            name = _once(_known(name, options), typed)
+            typed[name] = [value] if given else []
         elif name is None: typed[name := _first(options, word)] = [word]
         else: typed[name].append(word)
     return {name: _text(options[name], words) for name, words in typed.items()}
