@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo play kernels test lab readme book digits classifier box clean
+.PHONY: demo play kernels test lab readme book digits classifier box colour clean
 
 demo: .venv/.installed          ## draw 16 digits with the model in the box
 	$(BIN)/distsmooth demo --out out --n 16
@@ -36,6 +36,11 @@ box: .venv/.installed           ## train the bundled model anew, on MNIST in DIS
 	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume) || exit 1; done
 	$(BIN)/distsmooth pack --parts runs/box-smooth runs/box-reverse runs/box-raw --out distsmooth/pretrained/digits
 	$(BIN)/python scripts/card_digits.py
+
+colour: .venv/.installed        ## train the bundled model of colour anew, on CIFAR-10 in DISTSMOOTH_DATA: some hours on one core; goes on where it stood
+	for part in smooth reverse raw; do \
+	  $(BIN)/distsmooth train --recipe cifar10-16-$$part --out runs/cifar10-16-$$part $$(test -d runs/cifar10-16-$$part/checkpoints && echo --resume) || exit 1; done
+	$(BIN)/distsmooth pack --parts runs/cifar10-16-smooth runs/cifar10-16-reverse runs/cifar10-16-raw --half --out distsmooth/pretrained/cifar10-16 --note "$$(cat scripts/note_colour.txt)"
 
 # one virtual environment; what is installed is remembered, so that a second call is quick
 .venv/bin/python:
