@@ -262,6 +262,9 @@ def denoise_shards(
     drawn = _check_smoothed(samples)
     (x, written), acc = load_samples(samples), make_accelerator()
     part, net, kernel, weights = _network(model, 'smooth' if how == 'single_step' else 'reverse')
+    if tuple(x.shape[1:]) != net.event_shape:
+        raise ValueError(f'model must be one of images {tuple(x.shape[1:])} such as the samples, '
+                         f'got {str(model)!r}, of images {net.event_shape}')
     check_images(x, 'samples', 'B', *net.event_shape)
     sigma = _level(net, kernel, written if sigma is None else sigma)
     if how == 'single_step' and not isinstance(kernel, GaussianKernel):
