@@ -181,11 +181,6 @@ def one_level(model='digits', one='runs/one', data='digits', sigma=.3, n=1000, i
     return cells, settings, {}
 
 # %% ../../nbs/engine/study_digits.ipynb #b0und001
-def _raw_cell(e:Subject, n):
-    "The exact likelihood of `raw`"
-    def work(folder): return mean_of(e.values(folder, n, e.parts['raw'], e.bits('raw', None, 'exact')))
-    return Cell(name_of('raw', n), work, dict(part='raw'), .01*n)
-
 def _bound_cell(e:Subject, sigma, n, draws):
     "Bounds of the two-step model from 1, ... draws, and how far they are above `raw`"
     def weights(x, label, k):
@@ -226,7 +221,7 @@ def _bound_curves(result):
 def bound(model='digits', data='mnist', n=500, most=10000, draws=(1, 2, 4, 8, 16, 32, 64), sigmas=(.2, .3, .5)):
     "Raw, exact, of `most` test images, and the two-step bound of the first `n` against the number of draws"
     e = Subject(model, data)
-    cells = [_raw_cell(e, min(most, len(e.test))), *(_bound_cell(e, s, min(n, len(e.test)), draws) for s in sigmas)]
+    cells = e.likelihood_cells(most, []) + [_bound_cell(e, s, min(n, len(e.test)), draws) for s in sigmas]
     return cells, e.settings, dict(model=e.describe())
 
 # %% ../../nbs/engine/study_digits.ipynb #32c6c8a6
