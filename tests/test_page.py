@@ -25,10 +25,11 @@ sync_api = pytest.importorskip('playwright.sync_api')
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium) or CHROMIUM=/path/to/it")
 sync_api.expect.set_options(timeout=120_000)
 SIGMAS = .1, .4, 1.
+TOLD = {'labelled': dict(n_classes=3), 'labelled, one level': dict(n_classes=3, sigma_range=None)}
 
-def random_pair(channels=3, size=(8, 12), head='continuous', n_resnet=2):
+def random_pair(channels=3, size=(8, 12), head='continuous', n_resnet=2, **more):
     "A small model with sizes that the bundled one does not have, far from its first, tame weights"
-    make = functools.partial(PixelCNNpp, channels, size, n_filters=12, n_mix=3, dropout=0., sigma_range=(.2, .9))
+    make = functools.partial(PixelCNNpp, channels, size, n_filters=12, n_mix=3, dropout=0., **dict(sigma_range=(.2, .9)) | more)
     torch.manual_seed(0)
     sm = SmoothedModel(make(head=head, n_resnet=n_resnet), make(head='discretized', n_resnet=1, context_channels=channels), GaussianKernel(.5))
     with torch.no_grad():
@@ -51,8 +52,8 @@ def site(sm, tmp_path_factory):
     folder = tmp_path_factory.mktemp('site')
     write_page(folder, sm)
     (folder/'float32.safetensors').write_bytes(export_weights(sm, 'float32'))
-    for name, channels in (('small.bin', 3), ('grey.bin', 1)):
-        (folder/name).write_bytes(pack_weights(export_weights(random_pair(channels), 'float32')))
+    for name, pair in {'small.bin': random_pair(), 'grey.bin': random_pair(1), **{f'{k}.bin': random_pair(**how) for k, how in TOLD.items()}}.items():
+        (folder/name).write_bytes(pack_weights(export_weights(pair, 'float32')))
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder))
@@ -180,6 +181,20 @@ def test_other_sizes_colours_and_a_known_half(served, small, options):
         given = dict(how, known=[how['known']]*2, mask=how['mask'].flatten().int().tolist()) if 'mask' in how else how
         torch.testing.assert_close(sample(served, 'small.bin', u, (3, 8, 12), options, sigma=.3, **given), x, atol=1e-3, rtol=0)
     assert served.kernel == 'plain' if 'plain' in options else served.kernel in ('relaxed', 'simd')
+
+@in_browser
+@pytest.mark.parametrize('name', TOLD)
+def test_a_class_is_drawn(served, name):
+    "As in Python; the first one if none is asked for, and none that is not there"
+    small = random_pair(**TOLD[name])
+    u = small.uniforms(2, torch.Generator().manual_seed(2))
+    level = .3 if small.smooth.sigma_range else .5
+    drawn = [small.sample(uniforms=u, label=k, sigma=level) for k in range(3)]
+    assert (drawn[0] - drawn[1]).abs().max() > .1 < (drawn[1] - drawn[2]).abs().max()
+    for k, how in ((0, {}), (1, dict(label=1)), (2, dict(label=2))):
+        torch.testing.assert_close(sample(served, f'{name}.bin', u, (3, 8, 12), sigma=level, **how), drawn[k], atol=1e-3, rtol=0)
+    for wrong in (3, -1, .5, 'ship'):
+        with pytest.raises(sync_api.Error, match=rf'label must be a whole number in \[0, 3\), got {wrong}'): sample(served, f'{name}.bin', u, (3, 8, 12), sigma=level, label=wrong)
 
 @in_browser
 def test_a_browser_without_simd_takes_plain_javascript(open_page, site, small):
@@ -332,8 +347,30 @@ def test_a_model_of_one_network_at_one_noise_level(open_page, tmp_path):
     page = open_page(f'file://{tmp_path}/play.html')
     is_ready(page)
     assert page.locator('input[type=range]').first.is_disabled() and page.locator('.smooth canvas').is_visible()
-    for name in ('.intro', '.clean', '.reverse', '.lesson', '.complete'): assert not page.locator(name).is_visible(), name
+    for name in ('.intro', '.clean', '.reverse', '.lesson', '.complete', '.classes'): assert not page.locator(name).is_visible(), name
     assert not page.troubles
+
+@in_browser
+def test_a_ship(open_page, tmp_path):
+    "Colour, by class: what is not for it is not shown, and nothing is called a digit"
+    write_page(tmp_path, SmoothedModel.from_pretrained('cifar10-16'), label=8)
+    page = open_page(f'file://{tmp_path}/play.html')
+    is_ready(page)
+    knob, status, words = page.get_by_label('draw', exact=True), page.locator('.status').first, page.locator('.mixture .what')
+    assert knob.evaluate('e => e.selectedOptions[0].text') == 'ship'
+    sync_api.expect(status).to_contain_text('ship, 8 times, at sigma 0.30, drawn in this browser')
+    ship = pixels(page, '.reverse')
+    knob.select_option('frog')
+    sync_api.expect(status).to_contain_text('frog, 8 times, at sigma 0.30, drawn in this browser')
+    assert pixels(page, '.reverse') != ship
+    knob.press('ArrowUp'), knob.press('ArrowDown'), knob.select_option('ship')
+    sync_api.expect(status).to_contain_text('ship, 8 times')
+    is_ready(page)
+    assert pixels(page, '.reverse') == ship
+    page.locator('.reverse canvas').focus(), page.keyboard.press('ArrowRight')
+    sync_api.expect(words).to_contain_text('Image 1, row 9, column 10, two-step: drawn red')
+    for name in ('.clean', '.complete'): assert not page.locator(name).is_visible(), name
+    assert 'digit' not in page.locator('main').inner_text().lower() and not page.troubles
 
 @in_browser
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
@@ -359,9 +396,7 @@ def test_weights_go_through_the_file():
     assert set(as_on_page(small, {'smooth': 'int8'})._modules) == {'smooth'}
 
 def test_what_cannot_be_exported_is_refused():
-    with pytest.raises(ValueError, match='reverse must be a PixelCNNpp'): check_exportable(stacked_pair())
-    labelled = PixelCNNpp(1, 8, 4, 1, 2, n_classes=3)
-    with pytest.raises(ValueError, match='without labels'): export_weights(SmoothedModel(labelled))
+    with pytest.raises(ValueError, match='reverse must be a PixelCNNpp, for the page to draw it, got a StackedPixelCNNpp'): check_exportable(stacked_pair())
     with pytest.raises(ValueError, match='dtype must be'): export_weights(random_pair(), 'bfloat16')
 
 def asked(sm, *groups):
@@ -391,6 +426,21 @@ def test_a_model_that_stays_in_python_answers_the_page():
     np.testing.assert_array_equal(x, sm.sample(uniforms=u, sigma=.4).flatten().numpy())
     assert mixture['value']['values'] == [x[64 + 26]]
     assert wrong['name'] == 'RangeError' and 'sigma' in wrong['error']
+
+@pytest.mark.parametrize('name', TOLD)
+def test_the_kernel_draws_a_class(name):
+    "And its mixtures are those of the class"
+    sm = random_pair(**TOLD[name])
+    u, kernel, level = sm.uniforms(2, torch.Generator().manual_seed(2)), KernelSampler(sm), .3 if sm.smooth.sigma_range else .5
+    for label in (1, 2):
+        for _, _, x in kernel.draw(dict(sigma=level, label=label), u): pass
+        torch.testing.assert_close(x, sm.sample(uniforms=u, sigma=level, label=label))
+        assert kernel.mixture('reverse', 1, 7, 11)['values'] == x[1, :, 7, 11].tolist() and kernel.drawn['smooth'][0].conditions['label'] is not None
+
+def test_what_classes_are_called():
+    pytest.importorskip('anywidget')
+    assert playground(random_pair(n_classes=10), label=3).about['classes'][3] == 'cat'
+    assert playground(random_pair(n_classes=3)).about['classes'] == ['class 0', 'class 1', 'class 2'] and playground(random_pair()).about['classes'] is None
 
 def test_the_kernel_leaves_a_drawing_for_a_newer_one():
     "Of the same view; another view draws on, and its pixels are its own"

@@ -29,7 +29,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 from ..autoregressive import draw
 from ..checks import check_one_of
-from ..data import load_dataset
+from ..data import CIFAR10_CLASSES, load_dataset
 from .checkpoint import write_whole
 from .incremental import fold_weight_norm
 from ..pipeline import PARTS, SmoothedModel
@@ -44,9 +44,9 @@ def check_exportable(
 ):
     "A `ValueError` unless the page can draw from this model"
     for part, net in sm.named_children():
-        if type(net) is not PixelCNNpp or net.n_classes:
-            raise ValueError(f'{part} must be a PixelCNNpp without labels, for the page to draw it, '
-                             f'got {net.extra_repr()}')
+        if type(net) is not PixelCNNpp:
+            raise ValueError(f'{part} must be a PixelCNNpp, for the page to draw it, got a {type(net).__name__}: '
+                             f'{net.extra_repr()}')
 
 # %% ../../nbs/engine/page.ipynb #pag00010
 def _stored(name, w, dtype):
@@ -67,11 +67,11 @@ def _dtypes(sm, dtype):
     return {part: check_one_of(wanted[part], 'dtype', DTYPES) for part, _ in sm.named_children() if part in wanted}
 
 def _config(net):
-    names = 'channels', 'size', 'n_mix', 'head', 'context_channels', 'sigma_range'
+    names = 'channels', 'size', 'n_mix', 'head', 'context_channels', 'n_classes', 'sigma_range'
     return {name: getattr(net, name) for name in names} | dict(n_filters=net.out.weight.shape[1])
 
 def export_weights(
-    sm:SmoothedModel, # Of `PixelCNNpp` networks without labels
+    sm:SmoothedModel, # Of `PixelCNNpp` networks
     dtype='float16', # One of `DTYPES`, or one for each part: {'smooth': 'float16', ...}
 ) -> bytes: # A safetensors file
     "All that the page needs of a model"
@@ -148,15 +148,21 @@ def _clean(sm, n=32):
     ds = load_dataset('digits', 'test')
     return ds[torch.arange(n)][0] if tuple(ds.pixels.shape[1:]) == sm.smooth.event_shape else torch.empty(0, 1, 1, 1)
 
-def _about(sm, parts, kernel):
-    return dict(sigma=sm.kernel.sigma, sigma_range=sm.smooth.sigma_range, shape=sm.smooth.event_shape, kernel=kernel,
-                noise=type(sm.kernel).__name__, denoise=sm.reverse is not None, parts={part: {} for part in parts})
+def _classes(net):
+    "What the classes are called: as in CIFAR-10 if they are ten in colour, or else by number; None if there are none"
+    if net.n_classes == len(CIFAR10_CLASSES) and net.channels == 3: return list(CIFAR10_CLASSES)
+    return [f'class {k}' for k in range(net.n_classes)] or None
 
-def _state(sm, parts, kernel='page', seed=0):
+def _about(sm, parts, kernel):
+    return dict(sigma=sm.kernel.sigma, sigma_range=sm.smooth.sigma_range, classes=_classes(sm.smooth),
+                shape=sm.smooth.event_shape, noise=type(sm.kernel).__name__, kernel=kernel,
+                denoise=sm.reverse is not None, parts={part: {} for part in parts})
+
+def _state(sm, parts, kernel='page', seed=0, label=0):
     "What the knobs begin with"
     about = _about(sm, parts, kernel)
-    return dict(about=about, clean=_bytes(_clean(sm)), sigma=sm.kernel.sigma, temperature=1., seed=seed,
-                transform='choice')
+    return dict(about=about, clean=_bytes(_clean(sm)), sigma=sm.kernel.sigma, label=label, temperature=1.,
+                seed=seed, transform='choice')
 
 # %% ../../nbs/engine/page.ipynb #pag00024
 class KernelSampler:
@@ -164,12 +170,13 @@ class KernelSampler:
     def __init__(self,
         sm:SmoothedModel, # Any
     ): self.sm, self.drawn = sm, {}
-    def dist(self, part, sigma, noisy=None):
-        "What a network says at `sigma`"
-        net, context = getattr(self.sm, part), {'context': noisy} if part == 'reverse' else {}
-        return net.dist() if part == 'raw' else net.dist_at(sigma, **context)
+    def dist(self, part, sigma, noisy=None, label=0):
+        "What a network says at `sigma`, of a class if it knows some"
+        net = getattr(self.sm, part)
+        told = dict(label=label if net.n_classes else None, context=noisy if part == 'reverse' else None)
+        return net.dist_at(sigma, **told)
     def draw(self,
-        options:dict, # `sigma`, `transform`, `temperature`, `denoise`, `part`
+        options:dict, # `sigma`, `label`, `transform`, `temperature`, `denoise`, `part`
         uniforms:list, # One tensor (n, C+1, H, W) for each network
         known:list=(), # Likewise (n, C, H, W), of which the pixels in `mask` count
         mask:torch.Tensor=None, # (H, W), True where a pixel is known
@@ -178,7 +185,7 @@ class KernelSampler:
         self.drawn, noisy, how = {}, None, {k: options[k] for k in ('transform', 'temperature') if k in options}
         parts = ('smooth', 'reverse') if options.get('denoise', 'two_step') else (options.get('part', 'smooth'),)
         for i, part in enumerate(parts):
-            dist = self.dist(part, options.get('sigma', self.sm.kernel.sigma), noisy)
+            dist = self.dist(part, options.get('sigma', self.sm.kernel.sigma), noisy, options.get('label', 0))
             given = dict(known=known[i], mask=mask) if len(known) else {}
             for row, noisy in draw(dist, uniforms[i], **how, **given): yield part, row, noisy
             noisy = noisy.clone()
@@ -255,6 +262,7 @@ def _widget():
         about, clean, weights = t.Dict().tag(sync=True), t.Bytes().tag(sync=True), t.Bytes().tag(sync=True)
         still, seed = t.Dict().tag(sync=True), t.Int(0).tag(sync=True)
         sigma, temperature = t.Float().tag(sync=True), t.Float(1.).tag(sync=True)
+        label = t.Int(0).tag(sync=True)
         transform = t.Unicode('choice').tag(sync=True)
         def _repr_mimebundle_(self, **kwargs):
             bundle = super()._repr_mimebundle_(**kwargs)
@@ -267,22 +275,24 @@ def playground(
     sm:SmoothedModel=None, # The bundled digits if left out
     dtype=None, # Of the weights that the page gets, as for `export_weights`
     seed:int=0, # That the knob begins with
-): # A widget; its `sigma`, `temperature`, `seed` and `transform` can be read and set
+    label:int=0, # Class that the knob begins with, for networks that are told one
+): # A widget; its `sigma`, `label`, `temperature`, `seed` and `transform` can be read and set
     "A knob for the noise, and digits that follow it; in a page of its own: `distsmooth play`"
     sm = SmoothedModel.from_pretrained('digits') if sm is None else sm
     try: weights = pack_weights(export_weights(sm, dtype or BUNDLED))
     except ValueError: weights = b''
     parts = [part for part, _ in sm.named_children()]
-    widget = _widget()(weights=weights, **_state(sm, parts, 'page' if weights else 'python', seed))
+    widget = _widget()(weights=weights, **_state(sm, parts, 'page' if weights else 'python', seed, label))
     if not weights: widget.on_msg(_Answers(sm, widget.send))
     return widget
 
 # %% ../../nbs/engine/page.ipynb #pag00032
-def _still(sm, seed=0, n=8):
-    "The digits that the page begins with, drawn here: each row's images"
-    u = sm.uniforms(n, torch.Generator().manual_seed(seed))
-    noisy = sm.sample(uniforms=u, denoise=None)
-    return dict(smooth=noisy) | (dict(reverse=sm.denoise(noisy, 'two_step', u[1])) if sm.reverse is not None else {})
+def _still(sm, seed=0, label=0, n=8):
+    "The images that the page begins with, drawn here: each row's"
+    u, told = sm.uniforms(n, torch.Generator().manual_seed(seed)), dict(label=label) if sm.smooth.n_classes else {}
+    noisy = sm.sample(uniforms=u, denoise=None, **told)
+    if sm.reverse is None: return dict(smooth=noisy)
+    return dict(smooth=noisy, reverse=sm.denoise(noisy, 'two_step', u[1], **told))
 
 def _png(rows):
     "Rows of images (n, C, H, W) as a PNG"
@@ -299,21 +309,24 @@ def page_text(
     sm:SmoothedModel, # One that `check_exportable` lets pass
     dtype=None, # Of the weights, as for `export_weights`; as in `BUNDLED` if left out
     seed:int=0, # That the knob begins with
+    label:int=0, # Class that the knob begins with, for networks that are told one
 ) -> str: # HTML
     "The playground as a page"
     weights, n = pack_weights(export_weights(sm, dtype or BUNDLED)), 8
-    still, parts = _still(sm, seed, n), [part for part, _ in sm.named_children()]
-    state = _state(sm, parts, seed=seed)
+    still, parts = _still(sm, seed, label, n), [part for part, _ in sm.named_children()]
+    state = _state(sm, parts, seed=seed, label=label)
     state['still'] = dict(n=n, **{part: _text(_bytes(x)) for part, x in still.items()})
     state['clean'] = _text(state['clean'])
     picture = 'data:image/png;base64,' + _text(_png([*([_clean(sm)[:n]] if state['clean'] else []), *still.values()]))
-    fill = dict(picture=picture, weights=_text(weights), module=module_text(), state=json.dumps(state))
+    things, shape = 'digits' if state['clean'] else 'images', ', '.join(map(str, sm.smooth.event_shape))
+    fill = dict(things=things, Things=things.capitalize(), shape=shape, picture=picture, weights=_text(weights),
+                module=module_text(), state=json.dumps(state))
     return re.sub(r'\{\{(\w+)\}\}', lambda m: fill[m[1]], (FILES/'play.html').read_text(encoding='utf8'))
 
 def write_page(
     out, # A folder; made if it is not there
     sm:SmoothedModel=None, # The bundled digits if left out
-    **how # `dtype` and `seed` of `page_text`
+    **how # `dtype`, `seed` and `label` of `page_text`
 ) -> Path: # Of play.html
     "Write the playground as one file that asks for no other"
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ const STYLE = `
 .ds .ends {display: flex; align-items: center; gap: .6rem; margin-top: .25rem; color: var(--soft)}
 .ds input[type=range] {flex: 1; width: 100%; min-width: 0; height: 1.8rem; accent-color: var(--accent); margin: 0}
 .ds input[type=number] {width: 6.5rem}
-.ds button, .ds input[type=number] {font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--soft); border-radius: .35rem; padding: .25rem .6rem; min-height: 2rem}
+.ds button, .ds select, .ds input[type=number] {font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--soft); border-radius: .35rem; padding: .25rem .6rem; min-height: 2rem}
 .ds button {cursor: pointer}
 .ds fieldset {border: 0; padding: 0; margin: 0}
 .ds legend {padding: 0}
@@ -49,6 +49,7 @@ const MARKUP = `
 <div class="knobs first">
   <div class="wide"><label for="ds-sigma">noise level sigma</label> <output for="ds-sigma"></output>
     <div class="ends"><span>sharp</span><input type="range" id="ds-sigma" step="0.05"><span>smooth</span></div></div>
+  <div class="wide classes row" style="margin: 0"><label for="ds-label">draw</label><select id="ds-label"></select></div>
 </div>
 <div class="knobs">
   <div><label for="ds-temperature">temperature</label> <output for="ds-temperature"></output>
@@ -75,6 +76,7 @@ const MARKUP = `
 `;
 
 const GAP = 2;
+const TURNED = ['sigma', 'label', 'temperature', 'seed', 'transform'];  // what is drawn anew for
 
 // A row of images on one canvas; whole images, or one line of all of them
 function makeStrip(figure, shape) {
@@ -127,7 +129,7 @@ const number = v => (Math.abs(v) < .005 ? 0 : v).toFixed(2).replace('-', '\u2212
 
 // What a mixture {weights, means, scales, values, discretized} expects, as a picture over `ends`. A step of the picture
 // has the mass that falls into it, so that no narrow peak is missed; on 8 bits the ends take what lies beyond them
-function drawMixture(m, ends) {
+function drawMixture(m, ends, names) {
   const w = 640, h = 156, base = 150, [low, high] = ends, at = x => (x - low)/(high - low)*w, steps = m.discretized ? 256 : 320;
   const cdf = (v, k) => 1/(1 + Math.exp(-(v - m.means[k])/m.scales[k])), edge = i => low + (high - low)*i/steps;
   const below = (i, k) => m.discretized && i === 0 ? 0 : m.discretized && i === steps ? 1 : cdf(edge(i), k);
@@ -142,17 +144,18 @@ function drawMixture(m, ends) {
     <path d="M0 ${base}H${w}" stroke="var(--soft)" vector-effect="non-scaling-stroke"/>
     ${ticks.map(t => `<path d="M${at(t)} ${base}v6" stroke="var(--soft)" vector-effect="non-scaling-stroke"/>`).join('')}
     <path d="M${at(value)} 4V${base}" stroke="var(--mark)" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>
-    <div class="ticks soft">${ticks.map(t => `<span style="left: ${100*at(t)/w}%">${COLOURS[t + 1]}${m.discretized && t ? ` ${Math.round(100*total[t < 0 ? 0 : steps - 1])}\u00a0%` : ''}</span>`).join('')}</div>`;
+    <div class="ticks soft">${ticks.map(t => `<span style="left: ${100*at(t)/w}%">${names[t + 1]}${m.discretized && t ? ` ${Math.round(100*total[t < 0 ? 0 : steps - 1])}\u00a0%` : ''}</span>`).join('')}</div>`;
 }
 
-const COLOURS = ['black', 'grey', 'white'];
+const GREYS = ['black', 'grey', 'white'], REDS = ['no red', 'half', 'all red'];
 
-function sayMixture(m, {image, row, column}, name) {
+function sayMixture(m, {image, row, column}, name, ends) {
   const order = m.weights.map((_, k) => k).sort((a, b) => m.weights[b] - m.weights[a]).filter(k => m.weights[k] > .02).slice(0, 4);
-  const place = v => m.discretized && v <= -1 ? 'black or beyond' : m.discretized && v >= 1 ? 'white or beyond' : `around ${number(v)}`;
+  const [black, , white] = ends, drawn = m.values.map((v, c) => (m.values.length > 1 ? `${['red', 'green', 'blue'][c]} ` : '') + number(v));
+  const place = v => m.discretized && v <= -1 ? `${black} or beyond` : m.discretized && v >= 1 ? `${white} or beyond` : `around ${number(v)}`;
   const parts = order.map(k => `${Math.round(100*m.weights[k])}\u00a0% ${place(m.means[k])} (scale ${m.scales[k].toFixed(3)})`);
-  return `Digit ${image + 1}, row ${row + 1}, column ${column + 1}, ${name}: drawn ${number(m.values[0])}, the red line. ` +
-    `Expected, from the pixels before it: ${parts.join(', ')}. Black is \u22121, white is 1.`;
+  return `Digit ${image + 1}, row ${row + 1}, column ${column + 1}, ${name}: drawn ${drawn.join(', ')}${drawn.length > 1 ? '; its red is' : ','} the red line. ` +
+    `Expected, from the pixels before it: ${parts.join(', ')}. ${black[0].toUpperCase()}${black.slice(1)} is \u22121, ${white} is 1.`;
 }
 
 const NOISE = {  // a number in (0, 1) as noise of standard deviation 1, by the kernel's name
@@ -187,22 +190,24 @@ function render({model, el}) {
   const about = model.get('about'), shape = about.shape, [C, H, W] = shape, dims = C*H*W;
   const root = document.createElement('section'), $ = selector => root.querySelector(selector);
   root.className = 'ds';
-  root.setAttribute('aria-label', 'playground: digits drawn at a noise level of your choice');
-  root.innerHTML = `<style>${STYLE}</style>${MARKUP}`;
+  const clean = bytesIn(model.get('clean')), digits = clean.length/dims;  // real ones, if it is digits that this model draws
+  const called = text => digits ? text : text.replaceAll('digit', 'image').replaceAll('Digit', 'Image');
+  root.setAttribute('aria-label', called('playground: digits drawn at a noise level of your choice'));
+  root.innerHTML = `<style>${STYLE}</style>${called(MARKUP)}`;
   const id = `ds${Math.random().toString(36).slice(2, 8)}`;  // several playgrounds may stand in one notebook
   for (const e of root.querySelectorAll('[id^=ds-]')) e.id = e.id.replace('ds', id);
   for (const e of root.querySelectorAll('[for^=ds-]')) e.setAttribute('for', e.getAttribute('for').replace('ds', id));
   for (const e of root.querySelectorAll('[name^=ds-]')) e.name = e.name.replace('ds', id);
   // JupyterLab's shortcuts are for what has the focus, and come first: each of these keeps its own keys
-  for (const e of root.querySelectorAll('input, button, [tabindex]')) e.setAttribute('data-lm-suppress-shortcuts', 'true');
+  for (const e of root.querySelectorAll('input, select, button, [tabindex]')) e.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.append(root);
 
   const strips = Object.fromEntries(['clean', 'smooth', 'reverse', 'detour', 'direct'].map(name => [name, makeStrip($(`.${name}`), shape)]));
-  const two = about.denoise, direct = 'raw' in about.parts;
+  const two = about.denoise, direct = 'raw' in about.parts, names = C === 3 ? REDS : GREYS;
+  const byHand = two && C === 1;  // a pad of black and white
   $('figure.reverse').hidden = !two;
   $('figure.direct').hidden = $('.without').hidden = !direct;
-  for (const e of [$('.complete'), $('.complete').previousElementSibling, $('.complete').previousElementSibling.previousElementSibling]) e.hidden = !two;
-  const clean = bytesIn(model.get('clean')), digits = clean.length/dims;
+  for (const e of [$('.complete'), $('.complete').previousElementSibling, $('.complete').previousElementSibling.previousElementSibling]) e.hidden = !byHand;
   const digit = i => Float32Array.from(clean.subarray((i % digits)*dims, (i % digits + 1)*dims), v => v/127.5 - 1);
   $('figure.clean').hidden = !digits;
   $('.example').hidden = !digits;
@@ -212,9 +217,11 @@ function render({model, el}) {
   for (const name of ['detour', 'direct']) strips[name].resize(4);
 
   // the knobs
-  const knobs = {sigma: $(`#${id}-sigma`), temperature: $(`#${id}-temperature`), seed: $(`#${id}-seed`)};
+  const knobs = {sigma: $(`#${id}-sigma`), temperature: $(`#${id}-temperature`), seed: $(`#${id}-seed`), label: $(`#${id}-label`)};
   const [low, high] = about.sigma_range ?? [about.sigma, about.sigma];
   Object.assign(knobs.sigma, {min: low, max: high, disabled: low === high});
+  $('.classes').hidden = !about.classes;
+  knobs.label.append(...(about.classes ?? []).map((name, k) => new Option(name, k)));
   $('.intro').hidden = $('.lesson').hidden = !two || low === high;  // what they say needs both networks, and a knob to turn
   const radios = [...root.querySelectorAll('[type=radio]')], knob = name => model.get(name);
   const show = () => {
@@ -224,11 +231,13 @@ function render({model, el}) {
       knobs[name].setAttribute('aria-valuetext', `${name} ${knob(name).toFixed(2)}`);
     }
     knobs.seed.value = knob('seed');
+    knobs.label.value = knob('label');
     radios.forEach(r => { r.checked = r.value === knob('transform'); });
   };
   const turn = (name, value) => { model.set(name, value); model.save_changes(); };
   for (const name of ['sigma', 'temperature']) knobs[name].addEventListener('input', () => turn(name, +knobs[name].value));
   knobs.seed.addEventListener('change', () => turn('seed', Math.min(Math.max(Math.round(+knobs.seed.value) || 0, 0), 2**32 - 1)));
+  knobs.label.addEventListener('change', () => turn('label', +knobs.label.value));
   $('.again').addEventListener('click', () => turn('seed', (knob('seed') + 1) % 2**32));
   radios.forEach(r => r.addEventListener('change', () => turn('transform', r.value)));
 
@@ -244,7 +253,8 @@ function render({model, el}) {
   };
   const describe = (name, text) => { strips[name].canvas.ariaLabel = text; };
   async function drawAll() {
-    const mine = ++state, settings = {sigma: knob('sigma'), temperature: knob('temperature'), transform: knob('transform')};
+    const mine = ++state, settings = {sigma: knob('sigma'), label: knob('label'), temperature: knob('temperature'), transform: knob('transform')};
+    const things = about.classes ? `${about.classes[settings.label]}, ${n} times,` : called(`${n} digits`);
     root.dataset.state = 'drawing';
     show(), showClean();
     clearTimeout(timer), completing++, samplers.second?.then(s => s.cancel()).catch(() => {});  // it comes again, after these digits
@@ -253,7 +263,7 @@ function render({model, el}) {
       if (mine !== state || gone) return;
       for (const name of ['smooth', 'reverse']) {
         strips[name].fade();
-        describe(name, `${n} digits, ${name === 'smooth' ? 'smoothed' : 'two-step'}, at sigma ${settings.sigma.toFixed(2)}: arrow keys move from pixel to pixel`);
+        describe(name, `${things} ${name === 'smooth' ? 'smoothed' : 'two-step'}, at sigma ${settings.sigma.toFixed(2)}: arrow keys move from pixel to pixel`);
       }
       status('drawing \u2026');
       const start = performance.now();
@@ -262,12 +272,12 @@ function render({model, el}) {
                       onRow: (row, values, part) => { if (mine === state) strips[part].line(row, values); }});
       if (mine !== state) return;
       const where = {python: 'by the Python kernel', plain: 'in plain JavaScript'}[s.about.kernel] ?? 'in this browser';
-      status(`${n} digits at sigma ${settings.sigma.toFixed(2)}, drawn ${where} in ${((performance.now() - start)/1000).toFixed(1)} s`);
+      status(`${things} at sigma ${settings.sigma.toFixed(2)}, drawn ${where} in ${((performance.now() - start)/1000).toFixed(1)} s`);
       root.dataset.state = 'ready';
       look(looking.name, looking.where, 'off');
-      if (two) completeAgain();
+      if (byHand) completeAgain();
     } catch (error) {
-      if (mine === state && error.name !== 'AbortError') status(`no digits: ${error.message}`);
+      if (mine === state && error.name !== 'AbortError') status(called(`no digits: ${error.message}`));
     }
   }
 
@@ -282,8 +292,8 @@ function render({model, el}) {
     if (looking.where !== where) return;
     const spread = m?.discretized ? 1 + 1/255 : 1.2 + 2*knob('sigma');
     $('.mixture .what').ariaLive = live;
-    $('.mixture .what').textContent = m ? sayMixture(m, where, name === 'smooth' ? 'smoothed' : 'two-step') : 'This pixel is not drawn yet.';
-    $('.mixture .plot').innerHTML = m ? drawMixture(m, [-spread, spread]) : '';
+    $('.mixture .what').textContent = m ? called(sayMixture(m, where, name === 'smooth' ? 'smoothed' : 'two-step', names)) : 'This pixel is not drawn yet.';
+    $('.mixture .plot').innerHTML = m ? drawMixture(m, [-spread, spread], names) : '';
   }
   for (const name of ['smooth', 'reverse']) {
     const {canvas} = strips[name];
@@ -352,7 +362,7 @@ function render({model, el}) {
       const x = new Float32Array(count*dims), noisy = x.map((_, i) => ink[i % dims] + sigma*NOISE[about.noise](noise[0][i], noise[1][i]));
       x.forEach((_, i) => { x[i] = ink[i % dims]; });
       const to = (name, part) => (row, values, drawn) => { if (mine === completing && drawn === part) strips[name].line(row, values); };
-      const settings = {temperature: knob('temperature'), transform: knob('transform'), sigma, mask};
+      const settings = {temperature: knob('temperature'), transform: knob('transform'), sigma, label: knob('label'), mask};
       strips.detour.fade(), strips.direct.fade();
       note.textContent = 'completing \u2026';
       await s.sample({...settings, uniforms, known: [noisy, x], onRow: to('detour', 'reverse')});
@@ -372,11 +382,11 @@ function render({model, el}) {
   show(), showClean();
   if (still?.n >= n) for (const name of ['smooth', 'reverse']) if (still[name])
     strips[name].images(Float32Array.from(fromBase64(still[name]).subarray(0, n*dims), v => v/127.5 - 1));
-  for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.on(`change:${name}`, drawAll);
+  for (const name of TURNED) model.on(`change:${name}`, drawAll);
   requestAnimationFrame(() => setTimeout(drawAll, 0));
   return () => {
     gone = true;
-    for (const name of ['sigma', 'temperature', 'seed', 'transform']) model.off(`change:${name}`, drawAll);
+    for (const name of TURNED) model.off(`change:${name}`, drawAll);
     for (const s of ['main', 'second']) samplers[s]?.then(s => s.close(), () => {});
   };
 }

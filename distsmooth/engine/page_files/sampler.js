@@ -1,4 +1,4 @@
-// Draws from a sigma-conditional PixelCNN++ pair in a browser: `load(source)`, then `sampler.sample({...})`.
+// Draws from a PixelCNN++ pair that is told sigma, and a class if it knows some, in a browser: `load(source)`, then `sampler.sample({...})`.
 // `core` is all that runs in the worker: it is sent there as text, so that one file is enough, from disk too.
 const KERNELS = {simd: 'AGFzbQEAAAABGwJgCX9/f39/f39/fwBgC39/f39/f39/f39/AAMFBAEAAAAFAwEAAQcnBQRnZW1tAAAEY2VsdQADBWdhdGVkAAEEY29weQACBm1lbW9yeQIACvkQBKoHAgt/C3sgB0EGdCESA0AgCCARSwRAQQAhEANAIAogEEsEQCAAIAEgEGxqIQ4gAyAEIBBsaiEPQQAhDQNAIA1BAmogCU0EQCAFIA9qIRMgDv0ABAAhFyAO/QAEECEYIA79AAQgIRYgDv0ABDAhGSACIA5qIhX9AAQAIRogFf0ABBAhGyAV/QAEICEcIBX9AAQwIR0gBiELQQAhDANAIAcgDEsEQCAL/QAEACIeIAxBAnQiFCAPav0JAgAiH/3mASAX/eQBIRcgHiATIBRq/QkCACIe/eYBIBr95AEhGiAL/QAEECIgIB/95gEgGP3kASEYICAgHv3mASAb/eQBIRsgC/0ABCAiICAf/eYBIBb95AEhFiAgIB795gEgHP3kASEcIAv9AAQwIiAgH/3mASAZ/eQBIRkgICAe/eYBIB395AEhHSAMQQFqIQwgC0FAayELDAELCyAOIBf9CwQAIA4gGP0LBBAgDiAW/QsEICAOIBn9CwQwIBUgGv0LBAAgFSAb/QsEECAVIBz9CwQgIBUgHf0LBDAgDUECaiENIA4gAkEBdGohDiAPIAVBAXRqIQ8MAQsLIAkgDUcEQCAO/QAEACEZIA79AAQQIRYgDv0ABCAhFyAO/QAEMCEY/QwAAAAAAAAAAAAAAAAAAAAAIRr9DAAAAAAAAAAAAAAAAAAAAAAhG/0MAAAAAAAAAAAAAAAAAAAAACEc/QwAAAAAAAAAAAAAAAAAAAAAIR0gBiENQQAhCwNAIAtBAmoiDCAHTQRAIA39AAQAIA8gC0ECdGoiC/0JAgAiHv3mASAZ/eQBIRkgDf0ABEAgC/0JAgQiH/3mASAa/eQBIRogDf0ABBAgHv3mASAW/eQBIRYgDf0ABFAgH/3mASAb/eQBIRsgDf0ABCAgHv3mASAX/eQBIRcgDf0ABGAgH/3mASAc/eQBIRwgDf0ABDAgHv3mASAY/eQBIRggDf0ABHAgH/3mASAd/eQBIR0gDCELIA1BgAFqIQ0MAQsLIAcgC0sEQCAN/QAEACAPIAtBAnRq/QkCACIe/eYBIBn95AEhGSAN/QAEICAe/eYBIBf95AEhFyAN/QAEMCAe/eYBIBj95AEhGCAN/QAEECAe/eYBIBb95AEhFgsgDiAZIBr95AH9CwQAIA4gFiAb/eQB/QsEECAOIBcgHP3kAf0LBCAgDiAYIB395AH9CwQwCyAQQQFqIRAMAQsLIBFBEGohESAGIBJqIQYgAEFAayEADAELCwutBAIDewZ/IAZBAnQhDgNAIAggDUsEQEEAIQwDQCAHIAxLBEAgACABIA1saiACIAxsaiEQIAMgBCANbGogBSAMbGohD0EAIQYDQCAGIA5JBEAgDiAPaiAGav0ABAAiCSAJ/eEB/egB/QwAAK7CAACuwgAArsIAAK7C/ekBIgr9DDuquD87qrg/O6q4PzuquD/95gH9aiELIAYgEGoiESAR/QAEACAGIA9q/QAEAP0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAKIAv9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgC/0Mg4BeuYOAXrmDgF65g4Beuf3mAf3lASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr9DAAAgD8AAIA/AACAPwAAgD/95AH95AEgC/34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIgogCf0MAAAAAAAAAAAAAAAAAAAAAP1E/VL95gH9DAAAgD8AAIA/AACAPwAAgD8gCv3kAf3nAf3kAf0LBAAgBkEQaiEGDAELCyAMQQFqIQwMAQsLIA1BAWohDQwBCwsLgQEBBX8gBkECdCELA0AgCCAKSwRAQQAhBgNAIAYgB0kEQCAAIAEgCmxqIAIgBmxqIQwgAyAEIApsaiAFIAZsaiENQQAhCQNAIAkgC0kEQCAJIAxqIAkgDWr9AAQA/QsEACAJQRBqIQkMAQsLIAZBAWohBgwBCwsgCkEBaiEKDAELCwuYBAIEewV/IAZBAnQhDwNAIAggDksEQEEAIQ0DQCAHIA1LBEAgACABIA5saiACIA1saiEQIAMgBCAObGogBSANbGohEUEAIQYDQCAGIA9JBEAgBiARav0ABAAiC/3hASEJIAsgCf3oAf0MAACuwgAArsIAAK7CAACuwv3pASIM/Qw7qrg/O6q4PzuquD87qrg//eYB/WohCiAGIBBqIAv9DGdpUDlnaVA5Z2lQOWdpUDkgDCAK/QwAgDE/AIAxPwCAMT8AgDE//eYB/eUBIAr9DIOAXrmDgF65g4BeuYOAXrn95gH95QEiDP3mAf0MzkO3Os5DtzrOQ7c6zkO3Ov3kASAM/eYB/QwIiQg8CIkIPAiJCDwIiQg8/eQBIAz95gH9DMGpKj3BqSo9wakqPcGpKj395AEgDP3mAf0MqqoqPqqqKj6qqio+qqoqPv3kASAM/eYB/QwAAAA/AAAAPwAAAD8AAAA//eQBIAz95gEgDP3mASAM/QwAAIA/AACAPwAAgD8AAIA//eQB/eQBIAr9+AH9DH8AAAB/AAAAfwAAAH8AAAD9rgFBF/2rAf3mAf0MAACAPwAAgD8AAIA/AACAP/3lASIKIAv9DAAAAAAAAAAAAAAAAAAAAAD9RCIL/VL9CwQAIA8gEGogBmogCiAJIAv9Uv0LBAAgBkEQaiEGDAELCyANQQFqIQ0MAQsLIA5BAWohDgwBCwsL', relaxed: 'AGFzbQEAAAABGwJgCX9/f39/f39/fwBgC39/f39/f39/f39/AAMFBAEAAAAFAwEAAQcnBQRnZW1tAAAEY2VsdQADBWdhdGVkAAEEY29weQACBm1lbW9yeQIACr0QBO4GAgt/C3sgB0EGdCESA0AgCCARSwRAQQAhEANAIAogEEsEQCAAIAEgEGxqIQ4gAyAEIBBsaiEPQQAhDQNAIA1BAmogCU0EQCAFIA9qIRMgDv0ABAAhFyAO/QAEECEYIA79AAQgIRYgDv0ABDAhGSACIA5qIhX9AAQAIRogFf0ABBAhGyAV/QAEICEcIBX9AAQwIR0gBiELQQAhDANAIAcgDEsEQCAL/QAEACIeIAxBAnQiFCAPav0JAgAiHyAX/YUCIRcgHiATIBRq/QkCACIeIBr9hQIhGiAL/QAEECIgIB8gGP2FAiEYICAgHiAb/YUCIRsgC/0ABCAiICAfIBb9hQIhFiAgIB4gHP2FAiEcIAv9AAQwIiAgHyAZ/YUCIRkgICAeIB39hQIhHSAMQQFqIQwgC0FAayELDAELCyAOIBf9CwQAIA4gGP0LBBAgDiAW/QsEICAOIBn9CwQwIBUgGv0LBAAgFSAb/QsEECAVIBz9CwQgIBUgHf0LBDAgDUECaiENIA4gAkEBdGohDiAPIAVBAXRqIQ8MAQsLIAkgDUcEQCAO/QAEACEZIA79AAQQIRYgDv0ABCAhFyAO/QAEMCEY/QwAAAAAAAAAAAAAAAAAAAAAIRr9DAAAAAAAAAAAAAAAAAAAAAAhG/0MAAAAAAAAAAAAAAAAAAAAACEc/QwAAAAAAAAAAAAAAAAAAAAAIR0gBiENQQAhCwNAIAtBAmoiDCAHTQRAIA39AAQAIA8gC0ECdGoiC/0JAgAiHiAZ/YUCIRkgDf0ABEAgC/0JAgQiHyAa/YUCIRogDf0ABBAgHiAW/YUCIRYgDf0ABFAgHyAb/YUCIRsgDf0ABCAgHiAX/YUCIRcgDf0ABGAgHyAc/YUCIRwgDf0ABDAgHiAY/YUCIRggDf0ABHAgHyAd/YUCIR0gDCELIA1BgAFqIQ0MAQsLIAcgC0sEQCAN/QAEACAPIAtBAnRq/QkCACIeIBn9hQIhGSAN/QAEICAeIBf9hQIhFyAN/QAEMCAeIBj9hQIhGCAN/QAEECAeIBb9hQIhFgsgDiAZIBr95AH9CwQAIA4gFiAb/eQB/QsEECAOIBcgHP3kAf0LBCAgDiAYIB395AH9CwQwCyAQQQFqIRAMAQsLIBFBEGohESAGIBJqIQYgAEFAayEADAELCwutBAIDewZ/IAZBAnQhDgNAIAggDUsEQEEAIQwDQCAHIAxLBEAgACABIA1saiACIAxsaiEQIAMgBCANbGogBSAMbGohD0EAIQYDQCAGIA5JBEAgDiAPaiAGav0ABAAiCSAJ/eEB/egB/QwAAK7CAACuwgAArsIAAK7C/ekBIgr9DDuquD87qrg/O6q4PzuquD/95gH9aiELIAYgEGoiESAR/QAEACAGIA9q/QAEAP0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAKIAv9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgC/0Mg4BeuYOAXrmDgF65g4Beuf3mAf3lASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr9DAAAgD8AAIA/AACAPwAAgD/95AH95AEgC/34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIgogCf0MAAAAAAAAAAAAAAAAAAAAAP1E/VL95gH9DAAAgD8AAIA/AACAPwAAgD8gCv3kAf3nAf3kAf0LBAAgBkEQaiEGDAELCyAMQQFqIQwMAQsLIA1BAWohDQwBCwsLgQEBBX8gBkECdCELA0AgCCAKSwRAQQAhBgNAIAYgB0kEQCAAIAEgCmxqIAIgBmxqIQwgAyAEIApsaiAFIAZsaiENQQAhCQNAIAkgC0kEQCAJIAxqIAkgDWr9AAQA/QsEACAJQRBqIQkMAQsLIAZBAWohBgwBCwsgCkEBaiEKDAELCwuYBAIEewV/IAZBAnQhDwNAIAggDksEQEEAIQ0DQCAHIA1LBEAgACABIA5saiACIA1saiEQIAMgBCAObGogBSANbGohEUEAIQYDQCAGIA9JBEAgBiARav0ABAAiC/3hASEJIAsgCf3oAf0MAACuwgAArsIAAK7CAACuwv3pASIM/Qw7qrg/O6q4PzuquD87qrg//eYB/WohCiAGIBBqIAv9DGdpUDlnaVA5Z2lQOWdpUDkgDCAK/QwAgDE/AIAxPwCAMT8AgDE//eYB/eUBIAr9DIOAXrmDgF65g4BeuYOAXrn95gH95QEiDP3mAf0MzkO3Os5DtzrOQ7c6zkO3Ov3kASAM/eYB/QwIiQg8CIkIPAiJCDwIiQg8/eQBIAz95gH9DMGpKj3BqSo9wakqPcGpKj395AEgDP3mAf0MqqoqPqqqKj6qqio+qqoqPv3kASAM/eYB/QwAAAA/AAAAPwAAAD8AAAA//eQBIAz95gEgDP3mASAM/QwAAIA/AACAPwAAgD8AAIA//eQB/eQBIAr9+AH9DH8AAAB/AAAAfwAAAH8AAAD9rgFBF/2rAf3mAf0MAACAPwAAgD8AAIA/AACAP/3lASIKIAv9DAAAAAAAAAAAAAAAAAAAAAD9RCIL/VL9CwQAIA8gEGogBmogCiAJIAv9Uv0LBAAgBkEQaiEGDAELCyANQQFqIQ0MAQsLIA5BAWohDgwBCwsL'};
 
@@ -194,13 +194,14 @@ const core = () => {
       const {data: w} = get(`sigma_embedding.layers.${k}.weight`), {data: b} = get(`sigma_embedding.layers.${k}.bias`);
       return Array.from(b, (v, o) => x.reduce((sum, xi, i) => sum + w[o*x.length + i]*xi, v));
     };
-    net.setSigma = sigma => {  // what a noise level adds to each block's second bias
+    net.setConditions = (sigma, label) => {  // what a noise level and a class add to each block's second bias
       let code = null;
+      if (config.n_classes) code = Array.from(get('label.weight').data.subarray(label*nf, (label + 1)*nf));
       if (config.sigma_range) {
         const [low, high] = config.sigma_range, place = Math.log(sigma/low)/Math.log(high/low);
         const [, n] = get('sigma_embedding.layers.0.weight').shape;
         const cosines = Array.from({length: n}, (_, k) => Math.cos(Math.PI*place*(k + 1)));
-        code = linear(2, linear(0, cosines).map(v => v > 0 ? v : Math.expm1(v)));
+        code = linear(2, linear(0, cosines).map(v => v > 0 ? v : Math.expm1(v))).map((v, i) => v + (code?.[i] ?? 0));
       }
       for (const b of blocks) {
         const sum = Float32Array.from(b.base);
@@ -522,13 +523,15 @@ const core = () => {
     const mark = heap.top, {channels, size: [H, W]} = Object.values(about.parts)[0], dims = channels*H*W;
     let drawn = {};
 
-    const check = ({sigma, uniforms, denoise, transform, temperature, part}) => {
+    const check = ({sigma, label, uniforms, denoise, transform, temperature, part}) => {
       oneOf(denoise, 'denoise', ['two_step', null]), oneOf(transform, 'transform', Object.keys(transforms));
       if (!(temperature > 0 && temperature < Infinity)) throw new RangeError(`temperature must be in (0, inf), got ${temperature}`);
       const parts = denoise ? ['smooth', 'reverse'] : [oneOf(part, 'part', Object.keys(nets).filter(p => p !== 'reverse'))];
       for (const p of parts) if (!nets[p]) throw new RangeError(`denoise must be null: these weights have no part ${p}`);
       const [low, high] = nets[parts[0]].config.sigma_range ?? [about.sigma, about.sigma];
       if (part !== 'raw' && !(sigma >= low && sigma <= high)) throw new RangeError(`sigma must be in [${low}, ${high}], got ${sigma}`);
+      const classes = nets[parts[0]].config.n_classes;
+      if (classes && !(Number.isInteger(label) && label >= 0 && label < classes)) throw new RangeError(`label must be a whole number in [0, ${classes}), got ${label}`);
       const n = uniforms?.[0]?.length/((channels + 1)*H*W);
       if (!Number.isInteger(n) || n < 1) throw new RangeError(`uniforms must be [smooth, reverse], each n*${(channels + 1)*H*W} numbers, got ${uniforms?.[0]?.length}`);
       if (denoise) fits(uniforms[1], 'uniforms[1]', uniforms[0].length);
@@ -537,8 +540,8 @@ const core = () => {
 
     function* draw(options) {  // yields {part, row, values}: each row (n, C, W) as soon as it is there
       const chosen = Object.entries(options).filter(([, v]) => v !== undefined);
-      options = {denoise: 'two_step', transform: 'choice', temperature: 1, part: 'smooth', sigma: about.sigma, ...Object.fromEntries(chosen)};
-      const [parts, n] = check(options), {sigma, uniforms, transform, temperature, mask} = options;
+      options = {denoise: 'two_step', transform: 'choice', temperature: 1, part: 'smooth', sigma: about.sigma, label: 0, ...Object.fromEntries(chosen)};
+      const [parts, n] = check(options), {sigma, label, uniforms, transform, temperature, mask} = options;
       const known = options.known && (Array.isArray(options.known) && options.known[0]?.length ? options.known : [options.known, options.known]);
       if (!known !== !mask) throw new RangeError(`known and mask go together: ${known ? 'mask' : 'known'} is missing`);
       if (mask) fits(mask, 'mask', H*W, n*H*W);
@@ -547,7 +550,7 @@ const core = () => {
       let x = null;
       for (const [q, part] of parts.entries()) {
         const net = nets[part], u = uniforms[q], given = known && fits(known[q], 'known', dims, n*dims);
-        net.setSigma(sigma);
+        net.setConditions(sigma, label);
         const decoder = makeDecoder(heap, k, net, n, net.encoder ? encode(heap, k, net, x, n) : null);
         x = new Float32Array(n*dims);
         drawn[part] = {net, decoder, x, u, temperature, rows: 0};
