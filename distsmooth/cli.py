@@ -459,14 +459,15 @@ def _write_card(sm, folders, out, note=''):
 def play(
     out:str='out', # Folder for `play.html`
     model:str='digits', # A bundled name, a folder, or a hub id
-    seed:int=0, # Of the digits that the page begins with
+    seed:int=0, # Of the images that the page begins with
+    label:Optional[str]=None, # Class that it begins with, for networks that are told labels: a number or a name
 ):
-    "Write the playground as one page: a knob for the noise, and digits that follow it, without Python"
+    "Write the playground as one page: a knob for the noise, and images that follow it, without Python"
     _check(seed=(seed, SEED))
     folder = _folder(out)
     from distsmooth.engine.page import write_page
     from distsmooth.pipeline import SmoothedModel
-    path = write_page(folder, SmoothedModel.from_pretrained(model), seed=seed)
+    path = write_page(folder, SmoothedModel.from_pretrained(model), seed=seed, label=_class_number(label))
     print(f'wrote {path}, {path.stat().st_size/1e6:.1f} MB\nnext: open it in a browser')
 
 # %% ../nbs/engine/cli.ipynb #60f4f5ff

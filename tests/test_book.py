@@ -172,6 +172,7 @@ def test_a_dead_widget_becomes_its_picture_and_a_sentence():
     html = lambda code: pages.shown(settled, code, 'engine/bench.ipynb')[0]['data']['text/html']
     assert 'make lab' in html('live_slider(draw)')
     assert '<iframe' in html('playground()') and 'src="../play/play.html"' in html('playground()')
+    assert 'src="../play/cifar10-16/play.html"' in html("playground(SmoothedModel.from_pretrained('cifar10-16'))") and 'photographs' in html("playground(load('cifar10-16'))")
 
 def test_signatures_are_read_from_the_source(tmp_path):
     (tmp_path/'m.py').write_text('''"What it is"

@@ -194,7 +194,7 @@ def test_a_class_is_drawn(served, name):
     for k, how in ((0, {}), (1, dict(label=1)), (2, dict(label=2))):
         torch.testing.assert_close(sample(served, f'{name}.bin', u, (3, 8, 12), sigma=level, **how), drawn[k], atol=1e-3, rtol=0)
     for wrong in (3, -1, .5, 'ship'):
-        with pytest.raises(sync_api.Error, match=rf'label must be a whole number in \[0, 3\), got {wrong}'): sample(served, f'{name}.bin', u, (3, 8, 12), sigma=level, label=wrong)
+        with pytest.raises(sync_api.Error, match=rf'label must be a whole number in \[0, 2\], got {wrong}'): sample(served, f'{name}.bin', u, (3, 8, 12), sigma=level, label=wrong)
 
 @in_browser
 def test_a_browser_without_simd_takes_plain_javascript(open_page, site, small):
@@ -436,6 +436,13 @@ def test_the_kernel_draws_a_class(name):
         for _, _, x in kernel.draw(dict(sigma=level, label=label), u): pass
         torch.testing.assert_close(x, sm.sample(uniforms=u, sigma=level, label=label))
         assert kernel.mixture('reverse', 1, 7, 11)['values'] == x[1, :, 7, 11].tolist() and kernel.drawn['smooth'][0].conditions['label'] is not None
+
+def test_a_class_that_is_not_there(tmp_path):
+    pytest.importorskip('anywidget')
+    for begin in (playground, functools.partial(write_page, tmp_path/'p')):
+        with pytest.raises(ValueError, match=r'label must be a whole number in \[0, 2\], got 3'): begin(random_pair(n_classes=3), label=3)
+        with pytest.raises(ValueError, match='label must be None.*got 0'): begin(random_pair(), label=0)
+    assert not list((tmp_path/'p').glob('*'))
 
 def test_what_classes_are_called():
     pytest.importorskip('anywidget')

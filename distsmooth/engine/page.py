@@ -158,11 +158,16 @@ def _about(sm, parts, kernel):
                 shape=sm.smooth.event_shape, noise=type(sm.kernel).__name__, kernel=kernel,
                 denoise=sm.reverse is not None, parts={part: {} for part in parts})
 
-def _state(sm, parts, kernel='page', seed=0, label=0):
+def _label(net, label):
+    "The class to begin with: the first, if none is asked for; a `ValueError` for one that the network does not know"
+    if label is None and net.n_classes: label = 0
+    net.check_conditions(None, label, net.sigma_range and net.sigma_range[0])
+    return label or 0
+
+def _state(sm, parts, kernel='page', seed=0, label=None):
     "What the knobs begin with"
-    about = _about(sm, parts, kernel)
-    return dict(about=about, clean=_bytes(_clean(sm)), sigma=sm.kernel.sigma, label=label, temperature=1.,
-                seed=seed, transform='choice')
+    knobs = dict(sigma=sm.kernel.sigma, label=_label(sm.smooth, label), temperature=1., seed=seed, transform='choice')
+    return dict(about=_about(sm, parts, kernel), clean=_bytes(_clean(sm)), **knobs)
 
 # %% ../../nbs/engine/page.ipynb #pag00024
 class KernelSampler:
@@ -275,7 +280,7 @@ def playground(
     sm:SmoothedModel=None, # The bundled digits if left out
     dtype=None, # Of the weights that the page gets, as for `export_weights`
     seed:int=0, # That the knob begins with
-    label:int=0, # Class that the knob begins with, for networks that are told one
+    label:int=None, # Class that the menu begins with, for networks that are told one; the first if left out
 ): # A widget; its `sigma`, `label`, `temperature`, `seed` and `transform` can be read and set
     "A knob for the noise, and digits that follow it; in a page of its own: `distsmooth play`"
     sm = SmoothedModel.from_pretrained('digits') if sm is None else sm
@@ -287,9 +292,10 @@ def playground(
     return widget
 
 # %% ../../nbs/engine/page.ipynb #pag00032
-def _still(sm, seed=0, label=0, n=8):
+def _still(sm, seed=0, label=None, n=8):
     "The images that the page begins with, drawn here: each row's"
-    u, told = sm.uniforms(n, torch.Generator().manual_seed(seed)), dict(label=label) if sm.smooth.n_classes else {}
+    u, label = sm.uniforms(n, torch.Generator().manual_seed(seed)), _label(sm.smooth, label)
+    told = dict(label=label) if sm.smooth.n_classes else {}
     noisy = sm.sample(uniforms=u, denoise=None, **told)
     if sm.reverse is None: return dict(smooth=noisy)
     return dict(smooth=noisy, reverse=sm.denoise(noisy, 'two_step', u[1], **told))
@@ -309,7 +315,7 @@ def page_text(
     sm:SmoothedModel, # One that `check_exportable` lets pass
     dtype=None, # Of the weights, as for `export_weights`; as in `BUNDLED` if left out
     seed:int=0, # That the knob begins with
-    label:int=0, # Class that the knob begins with, for networks that are told one
+    label:int=None, # Class that the menu begins with, for networks that are told one; the first if left out
 ) -> str: # HTML
     "The playground as a page"
     weights, n = pack_weights(export_weights(sm, dtype or BUNDLED)), 8

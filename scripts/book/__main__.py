@@ -18,6 +18,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 import pages
 from distsmooth.engine.page import write_page
+from distsmooth.pipeline import SmoothedModel
 
 def settle():
     "Notebooks keep no dead widget: the picture that it drew last, and a sentence that says how to get the knob"
@@ -58,7 +59,7 @@ def build(work=ROOT/'_book', docs=ROOT/'_docs'):
     bare = pages.write(ROOT, work/'source')
     if bare: raise SystemExit(f'pictures without words (write "#| fig-alt: ..." into the cell): {bare}')
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(HERE), '-d', str(work/'doctrees'), str(work/'source'), str(made)], check=True)
-    write_page((made/pages.PLAY).parent)
+    for model, (play, _) in pages.PLAYS.items(): write_page((made/play).parent, SmoothedModel.from_pretrained(model))
     finish(made)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(made, docs)

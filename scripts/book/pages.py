@@ -143,12 +143,18 @@ def settled(outputs, states={}):
         kept.append(o)
     return kept
 
-PLAY = 'play/play.html'  # below the book
-FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: digits drawn at the noise level that you choose"></iframe>'
+PLAYS = {'digits': ('play/play.html', 'digits'), 'cifar10-16': ('play/cifar10-16/play.html', 'photographs')}  # model: page below the book, what it draws
+FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: {} drawn at the noise level that you choose"></iframe>'
+
+def frame(model, up=0):
+    "The playground of a model, on a page `up` folders below the book"
+    play, things = PLAYS[model]
+    return FRAME.format('../'*up + play, things)
 
 def knob(code, path):
-    "What the page shows where the notebook has a live knob: the playground, if that knob draws digits at a noise level"
-    if re.search(r'playground\(|draw_ways_back\(', code): return FRAME.format('../'*path.count('/') + PLAY)
+    "What the page shows where the notebook has a live knob: the playground, if that knob draws images at a noise level"
+    if re.search(r'playground\(|draw_ways_back\(', code):
+        return frame(next((model for model in PLAYS if f"'{model}'" in code), 'digits'), path.count('/'))
     return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it.</p>'
 
 def shown(outputs, code, path):
@@ -221,9 +227,15 @@ def page(nb, path, links, where):
 
 PLAYGROUND = '''# Playground
 
-Turn a knob and see fresh digits, drawn by your browser alone. <a href="{0}">On a page of its own</a>
+Turn a knob and see fresh digits, drawn by your browser alone. <a href="{}">On a page of its own</a>
 
-{1}
+{}
+
+## Photographs
+
+CIFAR-10, averaged to 16 × 16: a ship, please. <a href="{}">On a page of its own</a>
+
+{}
 '''
 
 def toctree(caption, lines): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(lines) + '\n```\n'
@@ -245,7 +257,9 @@ def write(root, work):
     (work/'api'/'index.md').write_text(api.contents(modules), encoding='utf8')
     for name in ('CHANGELOG.md', 'CONTRIBUTING.md'): links.extra.setdefault(name, links.place(name))
     texts = links.write_texts()
-    (work/'playground.md').write_text(PLAYGROUND.format(PLAY, FRAME.format(PLAY)), encoding='utf8')
+    (digits, _), (colour, _) = PLAYS.values()
+    playground = PLAYGROUND.format(digits, frame('digits'), colour, frame('cifar10-16'))
+    (work/'playground.md').write_text(playground, encoding='utf8')
     trees.insert(0, toctree('Try', ['Playground <playground>']))
     trees.append(toctree('Reference', ['Every public name <api/index>', *texts]))
     books['index.ipynb'].cells += [nbformat.v4.new_markdown_cell(t) for t in trees]

@@ -531,7 +531,7 @@ const core = () => {
       const [low, high] = nets[parts[0]].config.sigma_range ?? [about.sigma, about.sigma];
       if (part !== 'raw' && !(sigma >= low && sigma <= high)) throw new RangeError(`sigma must be in [${low}, ${high}], got ${sigma}`);
       const classes = nets[parts[0]].config.n_classes;
-      if (classes && !(Number.isInteger(label) && label >= 0 && label < classes)) throw new RangeError(`label must be a whole number in [0, ${classes}), got ${label}`);
+      if (classes && !(Number.isInteger(label) && label >= 0 && label < classes)) throw new RangeError(`label must be a whole number in [0, ${classes - 1}], got ${label}`);
       const n = uniforms?.[0]?.length/((channels + 1)*H*W);
       if (!Number.isInteger(n) || n < 1) throw new RangeError(`uniforms must be [smooth, reverse], each n*${(channels + 1)*H*W} numbers, got ${uniforms?.[0]?.length}`);
       if (denoise) fits(uniforms[1], 'uniforms[1]', uniforms[0].length);
