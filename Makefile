@@ -31,16 +31,19 @@ digits: .venv/.installed        ## pack the bundled digits anew, from MNIST in D
 classifier: .venv/.installed    ## train the classifier of digits anew, on MNIST in DISTSMOOTH_DATA: seven minutes on one core
 	$(BIN)/python scripts/train_classifier.py
 
+# the recipes $(1)-*, trained on as far as they have come, and packed as the bundled model $(2), with options $(3)
+define trained
+for part in smooth reverse raw; do \
+  $(BIN)/distsmooth train --recipe $(1)-$$part --out runs/$(1)-$$part $$(test -d runs/$(1)-$$part/checkpoints && echo --resume) || exit 1; done
+$(BIN)/distsmooth pack --parts runs/$(1)-smooth runs/$(1)-reverse runs/$(1)-raw --out distsmooth/pretrained/$(2) $(3)
+endef
+
 box: .venv/.installed           ## train the bundled model anew, on MNIST in DISTSMOOTH_DATA: some hours on one core; goes on where it stood
-	for part in smooth reverse raw; do \
-	  $(BIN)/distsmooth train --recipe box-$$part --out runs/box-$$part $$(test -d runs/box-$$part/checkpoints && echo --resume) || exit 1; done
-	$(BIN)/distsmooth pack --parts runs/box-smooth runs/box-reverse runs/box-raw --out distsmooth/pretrained/digits
+	$(call trained,box,digits)
 	$(BIN)/python scripts/card_digits.py
 
 colour: .venv/.installed        ## train the bundled model of colour anew, on CIFAR-10 in DISTSMOOTH_DATA: some hours on one core; goes on where it stood
-	for part in smooth reverse raw; do \
-	  $(BIN)/distsmooth train --recipe cifar10-16-$$part --out runs/cifar10-16-$$part $$(test -d runs/cifar10-16-$$part/checkpoints && echo --resume) || exit 1; done
-	$(BIN)/distsmooth pack --parts runs/cifar10-16-smooth runs/cifar10-16-reverse runs/cifar10-16-raw --half --out distsmooth/pretrained/cifar10-16 --note "$$(cat scripts/note_colour.txt)"
+	$(call trained,cifar10-16,cifar10-16,--half --note "$$(cat scripts/note_colour.txt)")
 
 # one virtual environment; what is installed is remembered, so that a second call is quick
 .venv/bin/python:
