@@ -293,7 +293,7 @@ def axe():
         packed.unlink()
     return path.read_text(encoding='utf8')
 
-@pytest.mark.parametrize('name', ['index', 'course/02_smoothing', 'play/play', 'api/distsmooth.pipeline', 'search'])
+@pytest.mark.parametrize('name', ['index', 'course/02_smoothing', 'play/play', 'play/cifar10-16/play', 'api/distsmooth.pipeline', 'search'])
 def test_nothing_serious_stands_in_the_way(docs, browser, axe, name):
     "axe-core: contrast, names, order, focus, at two widths; of the dark page its contrasts"
     page, serious = opened(browser), {}
