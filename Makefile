@@ -43,7 +43,7 @@ box: .venv/.installed           ## train the bundled model anew, on MNIST in DIS
 	$(BIN)/python scripts/card_digits.py
 
 colour: .venv/.installed        ## train the bundled model of colour anew, on CIFAR-10 in DISTSMOOTH_DATA: some hours on one core; goes on where it stood
-	$(call trained,cifar10-16,cifar10-16,--half --note "$$(cat scripts/note_colour.txt)")
+	$(call trained,cifar10-16,cifar10-16,--sigma 0.3 --half --note "$$(cat scripts/note_colour.txt)")
 
 # one virtual environment; what is installed is remembered, so that a second call is quick
 .venv/bin/python:
