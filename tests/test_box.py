@@ -74,7 +74,7 @@ def test_the_log_tells_of_these_weights(part, scored):
 
 @each_part
 def test_an_average_is_no_worse_than_what_it_averages(part, scored):
-    "The networks saw each image three times at most, and the last 500 steps moved them little"
+    "The networks saw each image six times at most, and the last 500 steps moved them little"
     last = [float(row['train_nats_per_dim']) for row in log(part)[-500//recipe(part).log.every:]]
     assert scored(part) < sum(last)/len(last) + .03
 

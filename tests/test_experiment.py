@@ -59,6 +59,19 @@ def done(tmp_path_factory):
 
 # what is written down
 
+def test_the_speed_is_that_since_the_line_before(tmp_path):
+    "A slow first step slows the first line alone, so the lines' times make up the run's"
+    f = Experiment(TINY, tmp_path/'run')
+    advance = f.run.advance
+    def slow(batch):
+        if f.run.step == 0: time.sleep(1)
+        return advance(batch)
+    f.run.advance = slow
+    start = time.perf_counter()
+    with f.checkpoints: f.go(progress=False)
+    seconds = [4/float(row['images_per_second']) for row in lines(tmp_path/'run')]
+    assert len(seconds) == 6 and seconds[0] > 1 > max(seconds[1:]) and sum(seconds) < time.perf_counter() - start
+
 def test_what_a_run_leaves(done):
     out, nats = done
     assert {p.name for p in out.iterdir()} == {'recipe.yaml', 'log.csv', 'checkpoints', 'samples', 'config.json', 'smooth'}

@@ -317,6 +317,7 @@ def go(self:Experiment,
 ) -> float: # Nats/dim of test images at the end
     "Train to the end, and write down what there is to write; what is done is safe at every moment"
     run, log, first, nats = self.run, self.recipe.log, self.run.step, None
+    last, then = first, 0.  # the last line's step, and when it was
     if self.main and not self.checkpoints.steps: self._save()  # what cannot be saved should fail now
     lines = CSVLog(self.out/'log.csv', first) if self.main else None
     board = _tensorboard(self.out/'tensorboard', first) if self.main and log.tensorboard else None
@@ -326,7 +327,8 @@ def go(self:Experiment,
             tested = _due(self, log.test_every)
             if tested: nats = evaluate(run, self.test, log.test_images)
             if tested or _due(self, log.every):
-                speed = (state.step - first)*run.n/max(state.seconds, 1e-9)
+                speed = (state.step - last)*run.n/max(state.seconds - then, 1e-9)
+                last, then = state.step, state.seconds
                 if self.main: _write_line(self, lines, board, state, nats if tested else None, speed)
                 self.losses = []
             if _due(self, log.sample_every) and log.samples and self.main: self._draw(log.samples)
