@@ -10,7 +10,7 @@ import math
 import torch
 from fastcore.basics import patch
 from .cells import Cell, as_png, as_table, from_png, stated
-from .evaluate import WAYS, Subject, error_table, likelihood_table, mean_of, name_of
+from .evaluate import WAYS, Subject, error_table, likelihood_table, mean_of, name_of, sample_table
 from .fused import keep_memory
 from .shards import image_uniforms, load_samples
 from .study import study
@@ -89,21 +89,8 @@ def completion_cell(self:Subject, how, sigma, n):
 PUBLISHED = {'single_step-local': ('single step', 57.53, 115.75), 'two_step': ('two step', 29.83, 56.72)}
 ORDER = 'raw', 'single_step-joint', 'single_step-local', 'two_step'
 
-def _samples(result):
-    done = [c for c in result['cells'] if c['name'].startswith('samples-')]
-    titles = list(max((c['figures']['metrics'] for c in done), key=len))
-    def row(c, name, sigma, *keys):
-        found = c['figures']['metrics']
-        said = [stated(*(found[t][k] for k in keys)) if t in found else None for t in titles]
-        return [name, sigma, c['figures'].get('n', result['protocol'].get('n')), *said]
-    real = {row(c, 'real images', None, 'floor', 'floor_error')[2]: c for c in done}.values()
-    rows = [row(c, 'real images', None, 'floor', 'floor_error') for c in real]
-    done.sort(key=lambda c: (ORDER.index(c['about']['way']), c['about']['sigma'] or 0.))
-    rows += [row(c, WAYS[c['about']['way']], c['about']['sigma'], 'value', 'error') for c in done]
-    return as_table(['samples', 'sigma', 'n', *titles], rows)
-
 def _published(result):
-    level = result['settings']['fd']
+    level = result['settings']['level']
     done = {c['about']['way']: c['figures']['metrics'] for c in result['cells']
             if c['name'].startswith('samples-') and c['about']['sigma'] in (None, level)}
     first = list(next(iter(done.values())))[0]
@@ -114,7 +101,7 @@ def _published(result):
 def _tables(result):
     of = lambda start: [(c['about'], c['figures']) for c in result['cells'] if c['name'].startswith(start)]
     pair = lambda f: stated(f['value'], f['stderr'])
-    made = dict(likelihoods=likelihood_table(result), errors=error_table(result), samples=_samples(result),
+    made = dict(likelihoods=likelihood_table(result), errors=error_table(result), samples=sample_table(result),
                 published=_published(result))
     made['classes'] = as_table(['asked', 'sigma', 'right', 'bits that a label is worth'],
         [[a['part'], a['sigma'], pair(f['right']), pair(f['worth'])] for a, f in of('class-')])
@@ -145,25 +132,23 @@ def colour_gallery(
     return fig
 
 @study('twenty minutes on one core, with CIFAR-10', _tables, colour_gallery,
-       data='digits', size=28, n=12, few=8, images=10, classified=4, near=6, completed=4, sigmas=(.3,), iwae=2)
-def cifar10(model='cifar10-16', data='cifar10', size=16, n=1300, few=500, fd=.3, sigmas=(.1, .2, .3, .5), images=200,
+       data='digits', size=28, n=12, images=10, classified=4, near=6, completed=4, sigmas=(.3,), iwae=2)
+def cifar10(model='cifar10-16', data='cifar10', size=16, n=1300, level=.3, sigmas=(.1, .2, .3, .5), images=200,
             iwae=4, classified=300, near=200, completed=64, reference=1500, seed=0):
     """Colour: likelihoods, every way back, classes by Bayes' rule, neighbours and completion.
 
-    `n` samples of raw and at sigma `fd`, `few` at the other levels; samples draw each class in turn."""
+    `n` samples of raw, and of each way back at each of the `sigmas`, each class in turn; all else at sigma `level`."""
     keep_memory()
     e = Subject(model, data, size=size, reference=reference, floors=1)
     measured = dict(metrics=('FD', 'KID', 'MIND'), groups=5)
     ways = [w for w in ORDER if w in e.ways()]
     cells = e.likelihood_cells(images, sigmas, iwae) + e.denoising_cells(images, sigmas)
     if e.net.n_classes:
-        asked = [('raw', None)]*('raw' in ways) + [('smooth', fd)] + [('two_step', fd)]*('two_step' in ways)
+        asked = [('raw', None)]*('raw' in ways) + [('smooth', level)] + [('two_step', level)]*('two_step' in ways)
         cells += [e.class_cell(part, sigma, classified) for part, sigma in asked]
-    cells += e.sample_cells(n, [fd], [seed], ways, **measured)
-    for s in sigmas:
-        if s != fd: cells += e.sample_cells(few, [s], [seed], [w for w in ways if w != 'raw'], **measured)
-    near_of = [('real', None), ('raw', None), ('single_step-joint', fd), ('two_step', fd)]
+    cells += e.sample_cells(n, sigmas, [seed], ways, **measured)
+    near_of = [('real', None), ('raw', None), ('single_step-joint', level), ('two_step', level)]
     cells += [e.neighbour_cell(way, sigma, near) for way, sigma in near_of if way in ('real', *ways)]
-    halves = [('real', None), *[('raw', None)]*('raw' in ways), *[('detour', fd)]*('two_step' in ways)]
+    halves = [('real', None), *[('raw', None)]*('raw' in ways), *[('detour', level)]*('two_step' in ways)]
     cells += [e.completion_cell(how, sigma, completed) for how, sigma in halves]
     return cells, e.settings, dict(model=e.describe(), left_out=e.left_out())
