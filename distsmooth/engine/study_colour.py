@@ -134,7 +134,7 @@ def colour_gallery(
 @study('twenty minutes on one core, with CIFAR-10', _tables, colour_gallery,
        data='digits', size=28, n=12, images=10, classified=4, near=6, completed=4, sigmas=(.3,), iwae=2)
 def cifar10(model='cifar10-16', data='cifar10', size=16, n=2000, level=.3, sigmas=(.1, .2, .3, .5), images=200,
-            iwae=4, classified=300, near=200, completed=64, reference=1500, seed=0):
+            iwae=4, classified=300, near=200, completed=64, reference=2000, seed=0):
     """Colour: likelihoods, every way back, classes by Bayes' rule, neighbours and completion.
 
     `n` samples of raw, and of each way back at each of the `sigmas`, each class in turn; all else at sigma `level`."""
