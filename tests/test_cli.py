@@ -104,7 +104,7 @@ def test_bad_input_ends_in_one_clear_line_of_the_command_itself(tmp_path):
 
 @pytest.mark.parametrize('line, says', [
     ('demo --n many', "--n must be a whole number, got 'many'"), ('demo --sigma abc', "--sigma must be a number, got 'abc'"),
-    ('demo --n 1 2', '--n takes one value, got 1 2'), ('train box-raw --out x', "--out is there twice, the first time as 'box-raw'"), ('demo --n 1 --n 2', '--n is there twice'), ('demo --n', '--n needs a value, a whole number'), ('demo 3', "an option must come first"),
+    ('demo --n 1 2', '--n takes one value, got 1 2'), ('train box-raw --out x', "--out is there twice: 'box-raw' stands for it, too"), ('demo --n', '--n needs a value, a whole number'), ('demo 3', "an option must come first"),
     ('paint', 'command must be one of demo, play, train'), ('', 'none was given'), ('trian', "did you mean 'train'?"), ('bench', 'bench command must be one of sampling, training'),
     ('train --out x --network.filters 3', 'did you mean --network.n_filters?'), ('train --out x --objective.part both', "--objective.part must be one of smooth, reverse, raw, got 'both'"),
     ('train --out x --recipe digits-smoth', "did you mean 'digits-smooth'?"), ('train --out x --recipe cats', '--recipe must be one of box-raw, box-reverse'), ('train --out x --recipe', '--recipe needs a value'),

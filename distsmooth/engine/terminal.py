@@ -100,23 +100,21 @@ def _first(options, word):
     if first.default is REQUIRED: return first.name
     raise UsageError(f'an option must come first, such as --{first.name}, got {word!r}')
 
-def _once(name, typed):
-    "The same name, which must not have been typed before"
-    if name not in typed: return name
-    raise UsageError(f'--{name} is there twice, the first time as {" ".join(typed[name])!r}')
-
 def read_words(
     args:list, # What was typed after the command's name
     options:dict, # Name to `Option`
 ) -> dict: # Name to text, in order
     "Which options were typed, with which values; a `UsageError` for words that belong to none"
-    typed, name = {}, None
+    typed, name, bare = {}, None, None
     for word in args:
         if word.startswith('--'):
             name, given, value = word[2:].partition('=')
-            name = _once(_known(name, options), typed)
+            name = _known(name, options)
+            if name == bare: raise UsageError(f'--{name} is there twice: {typed[bare][0]!r} stands for it, too')
             typed[name] = [value] if given else []
-        elif name is None: typed[name := _first(options, word)] = [word]
+        elif name is None:
+            name = bare = _first(options, word)
+            typed[name] = [word]
         else: typed[name].append(word)
     return {name: _text(options[name], words) for name, words in typed.items()}
 
