@@ -190,12 +190,12 @@ def _candidates(recipe, candidates, *settings):
 
 _quick = dict(recipe='digits-raw', candidates=('as it is', 'half the batch'), images=8, test_images=4, turns=1)
 
-@study('an hour and a half on one core', _recipes, None, **_quick)
+@study('half an hour on one core, with MNIST', _recipes, None, **_quick)
 def recipe(recipe='box-raw', candidates=tuple(CANDIDATES), images=6000, test_images=1000, bf16=False, turns=5):
     "Which recipe learns most for the same work: raw digits, one thing changed in each"
     return _candidates(recipe, candidates, images, test_images, bf16, turns)
 
-@study('an hour on one core', _recipes, None, **_quick)
+@study('half an hour on one core, with CIFAR-10', _recipes, None, **_quick)
 def recipe_colour(recipe='cifar10-16-raw', candidates=tuple(CANDIDATES), images=24000, test_images=1000, bf16=False,
                   turns=5):
     "Which recipe learns most for the same work: raw photographs, one thing changed in each"

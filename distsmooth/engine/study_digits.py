@@ -215,7 +215,7 @@ def _bound_curves(result):
     fig.tight_layout()
     return fig
 
-@study('a quarter of an hour on one core, with MNIST', _bounds, _bound_curves, data='digits', n=5, most=10,
+@study('half an hour on one core, with MNIST', _bounds, _bound_curves, data='digits', n=5, most=10,
        draws=(1, 2), sigmas=(.3,))
 def bound(model='digits', data='mnist', n=500, most=10000, draws=(1, 2, 4, 8, 16, 32, 64), sigmas=(.2, .3, .5)):
     "Raw, exact, of `most` test images, and the two-step bound of the first `n` against the number of draws"
