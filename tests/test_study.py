@@ -79,11 +79,35 @@ def test_levels_that_the_networks_do_not_know_are_said(model):
     assert 'sigma 0.05: the networks know 0.1 to 1' in more['left_out']
     assert {c.about['sigma'] for c in cells} == {None, .5}
 
-def test_a_stacked_way_back_gets_its_row(model, tmp_path):
+def test_other_networks_get_their_rows(model, tmp_path, done):
+    "A raw network of longer training, a reverse one of two streams: each beside those of the model, which stay as they are"
     from distsmooth.conditional import StackedPixelCNNpp
     save_parts(tmp_path/'stacked', GaussianKernel(.5), reverse=StackedPixelCNNpp(**NET, head='discretized'))
-    result = quick('table1', tmp_path, model, stacked=str(tmp_path/'stacked'))
-    assert result['cells'][-1]['about']['way'] == 'stacked' and 'not trained' not in tables(result) and not any('stacked' in line for line in result['left_out'])
+    save_parts(tmp_path/'longer', GaussianKernel(.5), raw=PixelCNNpp(**NET, head='discretized'))
+    result = quick('table1', tmp_path, model, stacked=str(tmp_path/'stacked'), longer=str(tmp_path/'longer'))
+    text, ways = tables(result), [c['about']['way'] for c in result['cells']]
+    assert ways[-2:] == ['longer', 'stacked'] and 'not trained' not in text and not any('not trained' in line for line in result['left_out'])
+    assert text.index('| raw ') < text.index('| raw, compute of both') < text.index('| single step') < text.index('| two step, stacked')
+    weights = {way: {part['weights_sha256'] for part in other['parts'].values()} for way, other in result['others'].items()}
+    assert set(weights) == {'longer', 'stacked'} and len(set.union(*weights.values())) == 2
+    values = {c['about']['way']: {k: m['value'] for k, m in c['figures']['metrics'].items()} for c in result['cells']}
+    assert values['longer'] != values['raw'] and values['stacked'] != values['two_step']
+    alone = {c['about']['way']: {k: m['value'] for k, m in c['figures']['metrics'].items()} for c in done('table1')[0]['cells']}
+    assert alone == {way: v for way, v in values.items() if way in alone}
+
+def test_photographs_have_the_row_too(model, tmp_path):
+    save_parts(tmp_path/'longer', GaussianKernel(.5), raw=PixelCNNpp(**NET, head='discretized'))
+    text = tables(quick('cifar10', tmp_path, model, longer=str(tmp_path/'longer')))
+    assert text.count('| raw, compute of both') == 3  # likelihoods, samples, published
+
+def test_a_study_goes_on_with_the_networks_it_began_with(model, tmp_path):
+    def trained(seed):
+        torch.manual_seed(seed)
+        shutil.rmtree(tmp_path/'longer', ignore_errors=True)
+        save_parts(tmp_path/'longer', GaussianKernel(.5), raw=PixelCNNpp(**NET, head='discretized'))
+    run = lambda **how: quick('table1', tmp_path, model, longer=str(tmp_path/'longer'), **how)
+    trained(0), run(), run(resume=True), trained(1)
+    with pytest.raises(ValueError, match='longer.raw: was .*, is'): run(resume=True)
 
 def test_more_draws_bind_closer_and_the_last_bound_is_that_of_its_weights(model, tmp_path):
     "Groups of twice as many draws are pairs of groups, so their bound is never worse; and each is what `bits_per_dim` would make of the same noise"
@@ -177,7 +201,15 @@ def test_two_logs_give_the_bound_of_both(model, tmp_path):
     result = run_study('compute', tmp_path/'r', report=lambda text: None, model=str(tmp_path/'m'), runs=str(tmp_path))
     (step, flop, bits), = curves_of_test(result)['two step']
     assert step == 20 and flop == 20*4*sum(training_flop(parts[p]) for p in ('smooth', 'reverse'))/1e15 and bits == pytest.approx(-(smooth + reverse - log_q)/math.log(2), rel=1e-5)
-    assert [s for s, *_ in curves(result)['two step']] == [10, 20]
+    assert [s for s, *_ in curves(result)['two step']] == [10, 20] and set(curves(result)) == {'raw', 'two step'}
+    write_run(tmp_path/'longer', 'raw', list(range(1, 41)), [1.]*40, 40, 4.)
+    result = run_study('compute', tmp_path/'r2', report=lambda text: None, model=str(tmp_path/'m'), runs=str(tmp_path), longer=str(tmp_path/'longer'))
+    (step, flop, bits), = curves_of_test(result)['raw, compute of both']
+    assert step == 40 and flop == 40*4*training_flop(parts['raw'])/1e15 and bits == pytest.approx(4/math.log(2)) and curves_of_test(result)['raw'][0][0] == 20
+
+def test_the_cost_of_a_network_that_is_told_classes():
+    told, not_told = (PixelCNNpp(**NET, n_classes=n) for n in (3, 0))
+    assert training_flop(told) >= training_flop(not_told) > 0
 
 # what the repository shows
 

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
@@ -42,6 +42,13 @@ class Cell:
     cost:float=1. # Seconds that it may take; only the proportions matter after the first cell
     @property
     def file(self) -> str: return re.sub(r'[^\w.=,+-]+', '-', self.name)
+    def apart(self, group, **about):
+        "The same piece of work of other networks, in a folder `group` of its own; `about` tells the two apart"
+        def work(folder):
+            own = folder.parent/group/self.file
+            own.parent.mkdir(parents=True, exist_ok=True)
+            return self.work(own)
+        return replace(self, name=f'{self.name}-{group}', work=work, about=self.about | about)
 
 # %% ../../nbs/engine/cells.ipynb #b3c8be7c
 def as_plain(

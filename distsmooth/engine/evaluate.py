@@ -236,8 +236,9 @@ def _denoising(self:Subject, sigma, n):
     return Cell(f'error-{sigma:g}-{n}', work, dict(sigma=sigma), 4*n*COST['once'])
 
 # %% ../../nbs/engine/evaluate.ipynb #c47b4474
-WAYS = {'raw': 'raw', 'smoothed': 'smoothed, as they are', 'single_step-joint': 'single step, joint score',
-        'single_step-local': 'single step, local score', 'two_step': 'two step'}
+WAYS = {'raw': 'raw', 'longer': 'raw, compute of both', 'smoothed': 'smoothed, as they are',
+        'single_step-joint': 'single step, joint score', 'single_step-local': 'single step, local score',
+        'two_step': 'two step', 'stacked': 'two step, stacked'}
 
 @patch
 def ways(self:Subject) -> list: # Of names in `WAYS`

@@ -7,6 +7,7 @@ __all__ = ['PUBLISHED', 'bayes', 'colour_gallery', 'cifar10']
 
 # %% ../../nbs/engine/study_colour.ipynb #c01fd554
 import math
+from functools import partial
 import torch
 from fastcore.basics import patch
 from .cells import Cell, as_png, as_table, from_png, stated
@@ -94,7 +95,7 @@ def _published(result):
             if c['name'].startswith('samples-') and c['about']['sigma'] in (None, level)}
     first = list(next(iter(done.values())))[0]
     rows = [[WAYS[way], stated(m[first]['value'], m[first]['error']), *PUBLISHED.get(way, ('', None, None))[1:]]
-            for way, m in done.items()]
+            for way, m in sorted(done.items(), key=lambda pair: list(WAYS).index(pair[0]))]
     return as_table([f'sigma {level:g}', f'ours, {first}', "paper's FID", "report's FID"], rows)
 
 def _tables(result):
@@ -133,15 +134,20 @@ def colour_gallery(
 @study('ten minutes on two cores, with CIFAR-10', _tables, colour_gallery,
        data='digits', size=28, n=12, images=10, classified=4, near=6, completed=4, sigmas=(.3,), iwae=2)
 def cifar10(model='cifar10-16', data='cifar10', size=16, n=2000, level=.3, sigmas=(.1, .2, .3, .5), images=200,
-            iwae=4, classified=300, near=200, completed=64, reference=2000, seed=0):
+            iwae=4, classified=300, near=200, completed=64, reference=2000, seed=0, longer=None):
     """Colour: likelihoods, every way back, classes by Bayes' rule, neighbours and completion.
 
-    `n` samples of raw, and of each way back at each of the `sigmas`, each class in turn; all else at sigma `level`."""
+    `n` samples of raw, and of each way back at each of the `sigmas`, each class in turn; all else at sigma `level`.
+    `longer` is the folder of a raw network that was trained as long as both others together."""
     keep_memory()
-    e = Subject(model, data, size=size, reference=reference, floors=1)
+    subject = partial(Subject, data=data, size=size, reference=reference, floors=1)
+    e, others = subject(model), [subject(folder) for folder in (longer,) if folder]
     measured = dict(metrics=('FD', 'KID', 'MIND'), groups=5)
     ways = [w for w in e.ways() if w != 'smoothed']
     cells = e.likelihood_cells(images, sigmas, iwae) + e.denoising_cells(images, sigmas)
+    for other in others:
+        cells += [c.apart('longer', part=WAYS['longer']) for c in other.likelihood_cells(images, [])]
+        cells += [c.apart('longer', way='longer') for c in other.sample_cells(n, [], [seed], ['raw'], **measured)]
     if e.net.n_classes:
         asked = [('raw', None)]*('raw' in ways) + [('smooth', level)] + [('two_step', level)]*('two_step' in ways)
         cells += [e.class_cell(part, sigma, classified) for part, sigma in asked]
@@ -150,4 +156,5 @@ def cifar10(model='cifar10-16', data='cifar10', size=16, n=2000, level=.3, sigma
     cells += [e.neighbour_cell(way, sigma, near) for way, sigma in near_of if way in ('real', *ways)]
     halves = [('real', None), *[('raw', None)]*('raw' in ways), *[('detour', level)]*('two_step' in ways)]
     cells += [e.completion_cell(how, sigma, completed) for how, sigma in halves]
-    return cells, e.settings, dict(model=e.describe(), left_out=e.left_out())
+    settings = e.settings | dict(longer=[other.weights for other in others])
+    return cells, settings, dict(model=e.describe(), left_out=e.left_out(), others=[o.describe() for o in others])

@@ -27,7 +27,7 @@ from .bench import seconds
 from .bench_training import bench_training
 from .cells import Cell, as_table, stated
 from .experiment import RECIPES, Data, Network, Objective
-from .evaluate import mean_of
+from .evaluate import WAYS, mean_of
 from .study import study
 from .study_toys import grouped
 from ..pipeline import PRETRAINED, load_parts
@@ -256,6 +256,7 @@ def training_flop(
     "What a training step costs, counted"
     x = -torch.ones(1, *net.event_shape)
     told = dict(context=x) if net.context_channels else {}
+    if net.n_classes: told['label'] = torch.zeros(1, dtype=torch.long)
     dist = net.dist_at(net.sigma_range and net.sigma_range[1], **told)
     with FlopCounterMode(display=False) as counter: dist.log_prob(x).sum().backward()
     return counter.get_total_flops()
@@ -264,16 +265,16 @@ def training_flop(
 def curves(
     result:dict, # Of the study `compute`
     window:int=10, # Lines of a log that are averaged
-) -> dict: # 'raw' and 'two step': lists of steps, petaFLOP in all, bits/dim
+) -> dict: # 'raw', 'two step', a longer 'raw' if there is one: lists of steps, petaFLOP in all, bits/dim
     "Training curves in bits/dim, on the batches of each step before the step is taken"
     f = {c['about']['part']: c['figures'] for c in result['cells']}
     def smooth(values): return [mean(values[i:i + window]) for i in range(0, len(values) - window + 1, window)]
     def at(steps): return steps[window - 1::window]
-    raw, first, second = f['raw'], f['smooth'], f['reverse']
+    first, second = f['smooth'], f['reverse']
     both = [s + r - q for s, r, q in zip(first['nats'], second['nats'], first['noise'])]
     said = lambda steps, nats, flop: [(s, s*flop/1e15, v/math.log(2)) for s, v in zip(at(steps), smooth(nats))]
-    return {'raw': said(raw['steps'], raw['nats'], raw['flop']),
-            'two step': said(first['steps'], both, first['flop'] + second['flop'])}
+    alone = {WAYS[p]: said(f[p]['steps'], f[p]['nats'], f[p]['flop']) for p in ('raw', 'longer') if p in f}
+    return alone | {'two step': said(first['steps'], both, first['flop'] + second['flop'])}
 
 def curves_of_test(
     result:dict, # Of the study `compute`
@@ -284,8 +285,8 @@ def curves_of_test(
     first, noise = nats['smooth'], f['smooth']['test_noise']
     both = {s: first[s] + n - noise for s, n in nats['reverse'].items() if s in first}
     said = lambda found, flop: [(s, s*flop/1e15, n/math.log(2)) for s, n in found.items()]
-    return {'raw': said(nats['raw'], f['raw']['flop']),
-            'two step': said(both, f['smooth']['flop'] + f['reverse']['flop'])}
+    alone = {WAYS[p]: said(nats[p], f[p]['flop']) for p in ('raw', 'longer') if p in f}
+    return alone | {'two step': said(both, f['smooth']['flop'] + f['reverse']['flop'])}
 
 def _compute(result):
     both = dict(test=curves_of_test, training=curves)
@@ -310,16 +311,17 @@ def _compute_curves(result):
     return fig
 
 @study('a minute', _compute, _compute_curves, lines=20)
-def compute(model='digits', runs=None, lines=None):
+def compute(model='digits', runs=None, lines=None, longer=None):
     """Bits/dim over training: equal compute for each network, and equal compute in all.
 
     From the logs in the box, or of the runs `runs/MODEL-smooth`, `-reverse`, `-raw`. The two-step bound is the ELBO,
-    averaged over the noise levels of the runs. Of each log, the first `lines` lines."""
+    averaged over the noise levels of the runs. Of each log, the first `lines` lines. `longer` is the run of a raw
+    network that was trained as long as both others together: a rate that falls more slowly is a curve of its own."""
     parts, cells, logs = load_parts(model), [], {}
-    for part in ('smooth', 'reverse', 'raw'):
-        folder = Path(runs)/f'{model}-{part}' if runs else PRETRAINED/model/part
+    folders = {p: Path(runs)/f'{model}-{p}' if runs else PRETRAINED/model/p for p in ('smooth', 'reverse', 'raw')}
+    for part, folder in (folders | ({'longer': Path(longer)} if longer else {})).items():
         own, shipped = folder/'recipe.yaml', RECIPES/f'{model}-{part}.yaml'
-        recipe = own if own.is_file() else shipped
-        cells.append(Cell(part, partial(_of_part, part, parts[part], folder, recipe, lines), dict(part=part), 20.))
+        recipe, net = own if own.is_file() else shipped, parts['raw' if part == 'longer' else part]
+        cells.append(Cell(part, partial(_of_part, part, net, folder, recipe, lines), dict(part=part), 20.))
         logs[part] = sha256((folder/'log.csv').read_bytes()).hexdigest()
     return cells, dict(logs=logs), {}
