@@ -169,10 +169,11 @@ def test_a_dead_widget_becomes_its_picture_and_a_sentence():
     assert pages.settled(outputs, states)[0].data == {'image/png': 'a picture'}
     settled = pages.settled(outputs)
     assert [pages.text_of(o) for o in settled] == [pages.text_of(o) for o in pages.settled(outputs, states)[1:]] == [pages.KNOB, 'kept']
-    html = lambda code: pages.shown(settled, code, 'engine/bench.ipynb')[0]['data']['text/html']
+    html = lambda code, *model: pages.shown(settled, code, 'engine/bench.ipynb', *model)[0]['data']['text/html']
     assert 'make lab' in html('live_slider(draw)')
     assert '<iframe' in html('playground()') and 'src="../play/play.html"' in html('playground()')
-    assert 'src="../play/cifar10-16/play.html"' in html("playground(SmoothedModel.from_pretrained('cifar10-16'))") and 'photographs' in html("playground(load('cifar10-16'))")
+    colour = html('playground(sm)', pages.model_of(new.new_notebook(cells=[new.new_code_cell("sm = SmoothedModel.from_pretrained('cifar10-16')"), new.new_code_cell('playground(sm)')])))
+    assert 'src="../play/cifar10-16/play.html"' in colour and 'photographs' in colour
 
 def test_signatures_are_read_from_the_source(tmp_path):
     (tmp_path/'m.py').write_text('''"What it is"

@@ -59,7 +59,7 @@ def build(work=ROOT/'_book', docs=ROOT/'_docs'):
     bare = pages.write(ROOT, work/'source')
     if bare: raise SystemExit(f'pictures without words (write "#| fig-alt: ..." into the cell): {bare}')
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(HERE), '-d', str(work/'doctrees'), str(work/'source'), str(made)], check=True)
-    for model, (play, _) in pages.PLAYS.items(): write_page((made/play).parent, SmoothedModel.from_pretrained(model))
+    for model, (play, _, label) in pages.PLAYS.items(): write_page((made/play).parent, SmoothedModel.from_pretrained(model), label=label)
     finish(made)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(made, docs)

@@ -143,22 +143,26 @@ def settled(outputs, states={}):
         kept.append(o)
     return kept
 
-PLAYS = {'digits': ('play/play.html', 'digits'), 'cifar10-16': ('play/cifar10-16/play.html', 'photographs')}  # model: page below the book, what it draws
+PLAYS = {'digits': ('play/play.html', 'digits', None), 'cifar10-16': ('play/cifar10-16/play.html', 'photographs', 8)}  # model: page below the book, what it draws, the class it begins with
 FRAME = '<iframe class="playground" loading="lazy" src="{}" title="Playground: {} drawn at the noise level that you choose"></iframe>'
 
 def frame(model, up=0):
     "The playground of a model, on a page `up` folders below the book"
-    play, things = PLAYS[model]
+    play, things, _ = PLAYS[model]
     return FRAME.format('../'*up + play, things)
 
-def knob(code, path):
+def model_of(nb):
+    "The bundled model that a notebook loads: that of its playground"
+    return next((model for model in PLAYS if any(f"from_pretrained('{model}')" in c.source for c in nb.cells)), 'digits')
+
+def knob(code, path, model):
     "What the page shows where the notebook has a live knob: the playground, if that knob draws images at a noise level"
     if re.search(r'playground\(|draw_ways_back\(', code):
-        return frame(next((model for model in PLAYS if f"'{model}'" in code), 'digits'), path.count('/'))
+        return frame(model, path.count('/'))
     return f'<p class="knob">A live knob: open <code>nbs/{path}</code> in Jupyter (<code>make lab</code>) to turn it.</p>'
 
-def shown(outputs, code, path):
-    outputs = [nbformat.v4.new_output('display_data', {'text/html': knob(code, path)}) if text_of(o) == KNOB else o for o in settled(outputs)]
+def shown(outputs, code, path, model='digits'):
+    outputs = [nbformat.v4.new_output('display_data', {'text/html': knob(code, path, model)}) if text_of(o) == KNOB else o for o in settled(outputs)]
     return [o for o in outputs if o.get('data') or re.sub(r'\x1b\[[\d;]*\w|\s', '', text_of(o))]
 
 # links
@@ -210,13 +214,13 @@ def named(markdown, where):
 
 def page(nb, path, links, where):
     "A notebook as the book shows it"
-    cells = []
+    cells, model = [], model_of(nb)
     for c in nb.cells:
         if c.cell_type == 'raw' or re.search(r'^#\s*\|\s*(hide|default_exp)\b', c.source, re.M): continue
         if c.cell_type == 'markdown':
             c.source = named(links.text(c.source, f'nbs/{path}'), where)
         else:
-            c.outputs = shown(c.outputs, c.source, path)
+            c.outputs = shown(c.outputs, c.source, path, model)
             if re.search(r'^#\s*\|\s*export', c.source, re.M): c.metadata['tags'] = ['exported']
             c.source = re.sub(r'^#\s*\|.*\n?', '', c.source, flags=re.M).strip('\n')
             if not c.source and not c.outputs: continue
@@ -233,7 +237,7 @@ Turn a knob and see fresh digits, drawn by your browser alone. <a href="{}">On a
 
 ## Photographs
 
-CIFAR-10, averaged to 16 × 16: a ship, please. <a href="{}">On a page of its own</a>
+CIFAR-10, averaged to 16 × 16. A ship, to begin with; the menu has ten classes. <a href="{}">On a page of its own</a>
 
 {}
 '''
@@ -257,7 +261,7 @@ def write(root, work):
     (work/'api'/'index.md').write_text(api.contents(modules), encoding='utf8')
     for name in ('CHANGELOG.md', 'CONTRIBUTING.md'): links.extra.setdefault(name, links.place(name))
     texts = links.write_texts()
-    (digits, _), (colour, _) = PLAYS.values()
+    (digits, *_), (colour, *_) = PLAYS.values()
     playground = PLAYGROUND.format(digits, frame('digits'), colour, frame('cifar10-16'))
     (work/'playground.md').write_text(playground, encoding='utf8')
     trees.insert(0, toctree('Try', ['Playground <playground>']))
