@@ -256,6 +256,18 @@ def test_the_command(model, photos, tmp_path, capsys):
 def test_names_of_cells_must_differ(tmp_path):
     with pytest.raises(ValueError, match='different names'): run_cells(tmp_path, [Cell('a b', dict), Cell('a/b', dict)], {}, {})
 
+def test_a_cell_of_other_networks_stands_apart(tmp_path):
+    "Its own name, its own folder, all else that it is about; what the first one keeps is not what it finds"
+    def work(folder):
+        folder.mkdir()  # fails if it is there
+        return dict(folder=str(folder.relative_to(tmp_path)))
+    cell = Cell('samples 1', work, dict(way='raw', n=3), 5.)
+    other = cell.apart('longer', way='longer')
+    rows, _ = run_cells(tmp_path, [cell, other], {}, {}, lambda text: None)
+    assert [r['name'] for r in rows] == ['samples 1', 'samples 1-longer'] and other.cost == 5. and cell.about == dict(way='raw', n=3)
+    assert rows[1]['about'] == dict(way='longer', n=3) and [r['figures']['folder'] for r in rows] == ['samples-1', 'longer/samples-1']
+
+
 def test_pictures_and_numbers():
     x = torch.rand(3, 3, 4, 4)*2 - 1
     assert (from_png(as_png(x, 2))[4:, :4] == ((x[2] + 1)*127.5).round().permute(1, 2, 0).numpy()).all()

@@ -162,12 +162,12 @@ def _bits_each(run, data, n):
     nats = torch.cat([-run.ema.module.log_prob(target, **conditions) for target, conditions in parts])
     return nats.double()/run.model.dims/math.log(2)
 
-def _candidate(recipe, name, images, test_images, bf16, turns, folder):
+def _candidate(recipe, name, n, test_images, bf16, turns, folder):
     r, change = _read_recipe(recipe), CANDIDATES[name]
     load = Data(**r['data']).load
     make = partial(_trainer, r, data=load('train'), bf16=bf16)
     cost = _cost(make, change, turns) if change else 1.
-    run = make(change, n=images/cost)
+    run = make(change, n=n/cost)
     *_, end = run.go()
     bits, size = _bits_each(run, load('test'), test_images), sum(p.numel() for p in end.ema.parameters())
     return dict(cost=cost, steps=end.step, images=end.step*run.n, parameters=size, bits=bits.round(decimals=4))
