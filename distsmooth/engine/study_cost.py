@@ -305,7 +305,7 @@ def _compute_curves(result):
     axes[0].set(xlabel='steps of each network', ylabel='bits/dim', title='equal a network', xscale='log')
     axes[1].set(xlabel='petaFLOP in all', title='equal in all', xscale='log')
     low = min(b for points in (*curves(result).values(), *curves_of_test(result).values()) for *_, b in points)
-    axes[0].set_ylim(low - .05, low + 1)
+    axes[0].set_ylim(low - .02, low + .45)
     for ax in axes: ax.legend(fontsize=7), ax.xaxis.set_minor_formatter('')
     fig.tight_layout()
     return fig
