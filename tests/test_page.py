@@ -89,6 +89,7 @@ def open_page(browser):
 def served(open_page, site):
     "The page by way of a server, its own drawing stopped, to call `distsmooth` in"
     page = open_page(f'{site[1]}/play.html')
+    page.locator('#playground canvas').first.wait_for()  # it looks for its place when its module is read
     page.evaluate("document.getElementById('playground').remove()")
     yield page
     assert not page.troubles

@@ -51,7 +51,7 @@ def table1(model='digits', data='digits', n=2000, sigma=.5, seeds=(0, 1, 2, 3), 
     """The report's Table 1 for MNIST in our protocol: samples of every way back at one noise level.
 
     Its single step is by the local score, as published. Two networks more are measured where their folders are given:
-    `longer`, a raw one that was trained as long as both others together, and `stacked`, the published second network."""
+    `longer`, raw, trained as long as both others together, and `stacked`, the published second network."""
     e = Subject(model, data)
     others = {way: Subject(folder, data) for way, folder in dict(longer=longer, stacked=stacked).items() if folder}
     cells = e.sample_cells(n, [sigma], seeds, [w for w in e.ways() if w != 'smoothed'])
