@@ -267,7 +267,6 @@ def test_a_cell_of_other_networks_stands_apart(tmp_path):
     assert [r['name'] for r in rows] == ['samples 1', 'samples 1-longer'] and other.cost == 5. and cell.about == dict(way='raw', n=3)
     assert rows[1]['about'] == dict(way='longer', n=3) and [r['figures']['folder'] for r in rows] == ['samples-1', 'longer/samples-1']
 
-
 def test_pictures_and_numbers():
     x = torch.rand(3, 3, 4, 4)*2 - 1
     assert (from_png(as_png(x, 2))[4:, :4] == ((x[2] + 1)*127.5).round().permute(1, 2, 0).numpy()).all()

@@ -80,7 +80,7 @@ def test_levels_that_the_networks_do_not_know_are_said(model):
     assert {c.about['sigma'] for c in cells} == {None, .5}
 
 def test_other_networks_get_their_rows(model, tmp_path, done):
-    "A raw network of longer training, a reverse one of two streams: each beside those of the model, which stay as they are"
+    "A raw network of longer training, the published second network: each beside those of the model, which stay as they are"
     from distsmooth.conditional import StackedPixelCNNpp
     save_parts(tmp_path/'stacked', GaussianKernel(.5), reverse=StackedPixelCNNpp(**NET, head='discretized'))
     save_parts(tmp_path/'longer', GaussianKernel(.5), raw=PixelCNNpp(**NET, head='discretized'))

@@ -267,26 +267,30 @@ def curves(
     window:int=10, # Lines of a log that are averaged
 ) -> dict: # 'raw', 'two step', a longer 'raw' if there is one: lists of steps, petaFLOP in all, bits/dim
     "Training curves in bits/dim, on the batches of each step before the step is taken"
-    f = {c['about']['part']: c['figures'] for c in result['cells']}
-    def smooth(values): return [mean(values[i:i + window]) for i in range(0, len(values) - window + 1, window)]
-    def at(steps): return steps[window - 1::window]
-    first, second = f['smooth'], f['reverse']
-    both = [s + r - q for s, r, q in zip(first['nats'], second['nats'], first['noise'])]
-    said = lambda steps, nats, flop: [(s, s*flop/1e15, v/math.log(2)) for s, v in zip(at(steps), smooth(nats))]
-    alone = {WAYS[p]: said(f[p]['steps'], f[p]['nats'], f[p]['flop']) for p in ('raw', 'longer') if p in f}
-    return alone | {'two step': said(first['steps'], both, first['flop'] + second['flop'])}
+    def points(steps, nats):
+        starts = range(0, len(nats) - window + 1, window)
+        return zip(steps[window - 1::window], (mean(nats[i:i + window]) for i in starts))
+    def both(first, second):
+        nats = [s + r - q for s, r, q in zip(first['nats'], second['nats'], first['noise'])]
+        return points(first['steps'], nats)
+    return _over_compute(result, lambda run: points(run['steps'], run['nats']), both)
 
 def curves_of_test(
     result:dict, # Of the study `compute`
 ) -> dict: # As `curves`
     "The same for test images and averaged weights, at the steps that were tested"
+    def tested(run): return zip(run['test_steps'], run['test_nats'])
+    def both(first, second):
+        smooth, noise = dict(tested(first)), first['test_noise']
+        return [(s, smooth[s] + n - noise) for s, n in tested(second) if s in smooth]
+    return _over_compute(result, tested, both)
+
+def _over_compute(result, alone, both):
+    "Pairs (step, nats/dim) of each raw network, and of two networks together: with petaFLOP, in bits/dim"
     f = {c['about']['part']: c['figures'] for c in result['cells']}
-    nats = {part: dict(zip(run['test_steps'], run['test_nats'])) for part, run in f.items()}
-    first, noise = nats['smooth'], f['smooth']['test_noise']
-    both = {s: first[s] + n - noise for s, n in nats['reverse'].items() if s in first}
-    said = lambda found, flop: [(s, s*flop/1e15, n/math.log(2)) for s, n in found.items()]
-    alone = {WAYS[p]: said(nats[p], f[p]['flop']) for p in ('raw', 'longer') if p in f}
-    return alone | {'two step': said(both, f['smooth']['flop'] + f['reverse']['flop'])}
+    said = lambda points, flop: [(s, s*flop/1e15, n/math.log(2)) for s, n in points]
+    raw = {WAYS[p]: said(alone(f[p]), f[p]['flop']) for p in ('raw', 'longer') if p in f}
+    return raw | {'two step': said(both(f['smooth'], f['reverse']), f['smooth']['flop'] + f['reverse']['flop'])}
 
 def _compute(result):
     both = dict(test=curves_of_test, training=curves)

@@ -46,7 +46,7 @@ def _table1(result):
     return dict(samples=table([*near, *REPORT_TABLE1['two_step']], drawn | missing), spread=table(spread, drawn),
                 short=table(short, few))
 
-@study('twelve minutes on one core', _table1, lambda r: gallery(r), n=70, seeds=(0,))
+@study('a quarter of an hour on one core', _table1, lambda r: gallery(r), n=70, seeds=(0,))
 def table1(model='digits', data='digits', n=2000, sigma=.5, seeds=(0, 1, 2, 3), longer=None, stacked=None):
     """The report's Table 1 for MNIST in our protocol: samples of every way back at one noise level.
 
